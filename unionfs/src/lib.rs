@@ -1,0 +1,9 @@
+//! A union filesystem in userspace: branches stacked, whiteouts, copy-up on write.
+pub mod error;
+pub mod options;
+pub mod request;
+pub mod union;
+
+pub use error::{Errno, Error, Result};
+pub use options::MountOptions;
+pub use union::Union;

@@ -1,0 +1,2 @@
+//! unionfs
+fn main() {}
