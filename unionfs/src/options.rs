@@ -1,13 +1,36 @@
 //! What a mount is asked to be: the text of `-o` and its meaning.
+//!
+//! [`MountOptions::parse`] reads the text, [`MountOptions`] shows as text that reads back to an equal value, and
+//! [`MountOptions::validate`] checks what only several options together can get wrong. No file is touched here:
+//! paths are taken as given, also relative and unclean ones.
 
+mod parse;
+mod show;
+mod support;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 
+use crate::error::{Errno, Error};
+use crate::idmap::{IdMap, IdView};
+
+/// Lifetime of cached names and attributes: for ever, because every change passes through the mount.
+pub const DEFAULT_TIMEOUT: f64 = 1e9;
+
+/// Largest write request: the kernel's default limit of 256 pages.
+pub const DEFAULT_MAX_WRITE: u32 = 1 << 20;
+
 /// The meaning of a mount's options.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MountOptions {
     /// Lower layers, topmost first.
     pub lowerdir: Vec<PathBuf>,
+    /// Layers below `lowerdir` that give file contents reached by a redirect, never names. Topmost first.
+    pub datadir: Vec<PathBuf>,
     /// The writable layer; none mounts read-only.
     pub upperdir: Option<PathBuf>,
     /// Private directory on the upper's file system.
@@ -16,4 +39,366 @@ pub struct MountOptions {
     pub hidden: Vec<PathBuf>,
     /// Owners that have no id in this user namespace are shown as, and taken for, id 0.
     pub squash_unmapped: bool,
+
+    /// How renamed directories that have lowers are handled; none decides by what the upper can store.
+    pub redirect_dir: Option<RedirectDir>,
+    /// Whether hard links survive copy-up; none decides by what the layers can do.
+    pub index: Option<bool>,
+    /// Whether a change of metadata copies up metadata only; none is off.
+    pub metacopy: Option<bool>,
+    /// Accepted for the kernel's sake.
+    pub nfs_export: bool,
+    /// Whether the digest of a metacopy file is checked when its data file opens.
+    pub verity: Verity,
+    /// How the file system's uuid is used in origin records.
+    pub uuid: UuidPolicy,
+    /// How inode numbers of several file systems are kept apart.
+    pub xino: Xino,
+    /// Shown inode numbers are cut to 32 bits.
+    pub ino32: bool,
+    /// Marks are kept in `user.overlay.*` even where `trusted.overlay.*` could be set.
+    pub userxattr: bool,
+    /// What is synced when.
+    pub fsync: FsyncPolicy,
+    /// Directories report a link count of 1.
+    pub static_nlink: bool,
+
+    /// Mapping of user ids.
+    pub uid_map: IdMap,
+    /// Mapping of group ids.
+    pub gid_map: IdMap,
+    /// Every object is shown with owner and group 0.
+    pub squash_to_root: bool,
+    /// Every object is shown with this owner.
+    pub squash_to_uid: Option<u32>,
+    /// Every object is shown with this group.
+    pub squash_to_gid: Option<u32>,
+    /// Where owner and mode are kept instead of in the inode.
+    pub xattr_permissions: XattrPermissions,
+    /// All extended attribute operations answer ENOTSUP.
+    pub noxattrs: bool,
+    /// POSIX ACLs are not negotiated.
+    pub noacl: bool,
+
+    /// Lifetime, in seconds, of cached names, attributes and negative entries. 0: nothing is cached.
+    pub timeout: f64,
+    /// The kernel collects writes in its page cache. Off by default, unlike fuse-overlayfs: measured, it speeds up
+    /// many small writes to one file and slows down the creation of many small files.
+    pub writeback: bool,
+    /// Largest write request in bytes.
+    pub max_write: u32,
+    /// How requests travel between the kernel and the server.
+    pub transport: Transport,
+
+    /// Flags of the mount itself.
+    pub flags: MountFlags,
+    /// Users other than the mounting one may enter; none: yes where the mounting user is root.
+    pub allow_other: Option<bool>,
+    /// The kernel checks permissions by mode and owner. There is no mount without it: cached names would bypass
+    /// every check.
+    pub default_permissions: bool,
+    /// The source shown in the mount table.
+    pub fsname: Option<OsString>,
+    /// The part of the type shown after `fuse.`.
+    pub subtype: Option<OsString>,
+    /// SELinux labels for the mount.
+    pub security: SecurityContexts,
+    /// Log requests; the command stays in the foreground.
+    pub debug: bool,
+}
+
+/// How a renamed directory that has lowers is handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedirectDir {
+    /// Redirects are made and followed.
+    On,
+    /// Redirects are followed, none is made.
+    Follow,
+    /// Redirects are neither made nor followed.
+    NoFollow,
+    /// None is made, existing ones are followed.
+    Off,
+}
+
+/// Whether the data of a metacopy file is checked against its digest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verity {
+    /// Not checked.
+    #[default]
+    Off,
+    /// Checked where a digest is stored.
+    On,
+    /// Checked; a metacopy file without digest is refused.
+    Require,
+}
+
+/// How the file system's uuid is used in origin records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UuidPolicy {
+    /// As the kernel decides: stored where it identifies the layer.
+    #[default]
+    Auto,
+    /// Stored.
+    On,
+    /// Zero is stored.
+    Off,
+    /// Zero is stored, and none is shown.
+    Null,
+}
+
+/// How inode numbers of several file systems are kept apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xino {
+    /// High bits carry the file system where they are free.
+    #[default]
+    Auto,
+    /// High bits always carry the file system.
+    On,
+    /// Numbers are shown as they are.
+    Off,
+}
+
+/// What is synced when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FsyncPolicy {
+    /// fsync requests are passed on, and copied-up data is synced before it is published.
+    #[default]
+    Auto,
+    /// As `Auto`, and metadata and parent directories are synced after each publish.
+    Strict,
+    /// Nothing is synced (`fsync=0`).
+    Never,
+    /// Nothing is synced, and the workdir is marked until a clean unmount (`volatile`).
+    Volatile,
+}
+
+impl FsyncPolicy {
+    /// Returns whether fsync requests of programs have an effect.
+    pub const fn syncs(self) -> bool {
+        matches!(self, Self::Auto | Self::Strict)
+    }
+}
+
+/// Where owner and mode are kept instead of in the inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XattrPermissions {
+    /// In the inode.
+    #[default]
+    Off,
+    /// In `security.fuseoverlayfs.override_stat`.
+    Security,
+    /// In `user.containers.override_stat`.
+    User,
+}
+
+/// How requests travel between the kernel and the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// The fastest that this build and this kernel offer.
+    #[default]
+    Auto,
+    /// FUSE over io_uring, one queue for each CPU.
+    Uring,
+    /// Reads and writes on the FUSE device by this crate's own codec.
+    Dev,
+    /// The fuser crate.
+    Fuser,
+}
+
+/// Flags of the mount itself. `None` leaves the choice to who mounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// The mount is read-only, also with an upper; the upper is then not touched.
+    pub read_only: bool,
+    /// Set-id bits have no effect. Default: no effect unless root mounts.
+    pub nosuid: Option<bool>,
+    /// Device nodes have no effect. Default: no effect.
+    pub nodev: Option<bool>,
+    /// Nothing can be executed.
+    pub noexec: bool,
+    /// How access times are kept. Default: not at all.
+    pub atime: Option<AtimeMode>,
+    /// Access times of directories are not kept.
+    pub nodiratime: bool,
+    /// Every write is synchronous.
+    pub sync: bool,
+    /// Every change of a directory is synchronous.
+    pub dirsync: bool,
+}
+
+/// How access times are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtimeMode {
+    /// Not at all.
+    NoAtime,
+    /// The kernel's default.
+    Atime,
+    /// Only where older than a change.
+    Relatime,
+    /// At each access.
+    StrictAtime,
+}
+
+/// SELinux labels for the mount. They have an effect only where SELinux is enabled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecurityContexts {
+    /// Label of every object (`context=`).
+    pub context: Option<OsString>,
+    /// Label of the file system (`fscontext=`).
+    pub fscontext: Option<OsString>,
+    /// Label of objects without one (`defcontext=`).
+    pub defcontext: Option<OsString>,
+    /// Label of the root (`rootcontext=`).
+    pub rootcontext: Option<OsString>,
+}
+
+/// Something about the options that is worth telling and does not stop the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A word that has no meaning here.
+    UnknownWord(Vec<u8>),
+    /// A known option that cannot be had, and what is done without it.
+    NotSupported {
+        /// The option as it would be written.
+        option: &'static str,
+        /// What happens instead.
+        instead: &'static str,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownWord(word) => write!(f, "unknown argument ignored: {}", word.escape_ascii()),
+            Self::NotSupported { option, instead } => {
+                write!(f, "{option} is not supported yet, continuing without: {instead}")
+            }
+        }
+    }
+}
+
+/// Why the options cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionError {
+    option: Vec<u8>,
+    reason: String,
+}
+
+impl OptionError {
+    /// Makes an error about `option`, a word as typed or the name of one that is missing.
+    pub(crate) fn new(option: impl AsRef<[u8]>, reason: impl Into<String>) -> Self {
+        Self { option: option.as_ref().to_vec(), reason: reason.into() }
+    }
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "option \"{}\": {}", self.option.escape_ascii(), self.reason)
+    }
+}
+
+impl std::error::Error for OptionError {}
+
+impl From<OptionError> for Error {
+    fn from(error: OptionError) -> Self {
+        Self::new(Errno::INVAL).during("use option", error.option)
+    }
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            lowerdir: Vec::new(),
+            datadir: Vec::new(),
+            upperdir: None,
+            workdir: None,
+            hidden: Vec::new(),
+            squash_unmapped: false,
+            redirect_dir: None,
+            index: None,
+            metacopy: None,
+            nfs_export: false,
+            verity: Verity::default(),
+            uuid: UuidPolicy::default(),
+            xino: Xino::default(),
+            ino32: false,
+            userxattr: false,
+            fsync: FsyncPolicy::default(),
+            static_nlink: false,
+            uid_map: IdMap::default(),
+            gid_map: IdMap::default(),
+            squash_to_root: false,
+            squash_to_uid: None,
+            squash_to_gid: None,
+            xattr_permissions: XattrPermissions::default(),
+            noxattrs: false,
+            noacl: false,
+            timeout: DEFAULT_TIMEOUT,
+            writeback: false,
+            max_write: DEFAULT_MAX_WRITE,
+            transport: Transport::default(),
+            flags: MountFlags::default(),
+            allow_other: None,
+            default_permissions: true,
+            fsname: None,
+            subtype: None,
+            security: SecurityContexts::default(),
+            debug: false,
+        }
+    }
+}
+
+impl MountOptions {
+    /// Makes the options of a mount of `lowerdir`, topmost first, below `upper`: the writable layer and its workdir.
+    /// Everything else has its default and may be set field by field.
+    pub fn new<L, P>(lowerdir: L, upper: Option<(PathBuf, PathBuf)>) -> Self
+    where
+        L: IntoIterator<Item = P>,
+        P: Into<PathBuf>,
+    {
+        let (upperdir, workdir) = upper.unzip();
+        Self {
+            lowerdir: lowerdir.into_iter().map(Into::into).collect(),
+            upperdir,
+            workdir,
+            ..Self::default()
+        }
+    }
+
+    /// Returns whether nothing can be changed through the mount.
+    pub fn is_read_only(&self) -> bool {
+        self.flags.read_only || self.upperdir.is_none()
+    }
+
+    /// Returns how user ids are shown and stored; `overflow` is shown for ids that the mapping does not cover.
+    pub fn uid_view(&self, overflow: u32) -> IdView {
+        let fixed = self.squash_to_uid.or(self.squash_to_root.then_some(0));
+        IdView { map: self.uid_map.clone(), fixed, overflow }
+    }
+
+    /// Returns how group ids are shown and stored; `overflow` is shown for ids that the mapping does not cover.
+    pub fn gid_view(&self, overflow: u32) -> IdView {
+        let fixed = self.squash_to_gid.or(self.squash_to_root.then_some(0));
+        IdView { map: self.gid_map.clone(), fixed, overflow }
+    }
+
+    /// Checks what several options together can get wrong, and tells which of them have no effect.
+    ///
+    /// # Errors
+    ///
+    /// A layer option that is missing, or an option that cannot be had and must not be left out silently.
+    pub fn validate(&self) -> Result<Vec<Warning>, OptionError> {
+        if self.lowerdir.is_empty() {
+            return Err(OptionError::new("lowerdir", "lowerdir not specified"));
+        }
+        match (&self.upperdir, &self.workdir) {
+            (Some(_), None) => return Err(OptionError::new("workdir", "workdir not specified")),
+            (None, Some(_)) => {
+                return Err(OptionError::new("upperdir", "upperdir not specified, but workdir is"));
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        support::check(self)
+    }
 }
