@@ -1,5 +1,7 @@
 //! A union filesystem in userspace: branches stacked, whiteouts, copy-up on write.
+pub mod cli;
 pub mod error;
+pub mod fuse;
 pub mod idmap;
 pub mod options;
 pub mod request;

@@ -1,2 +1,7 @@
-//! unionfs
-fn main() {}
+//! The command `unionfs`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    unionfs::cli::main()
+}

@@ -58,6 +58,8 @@ pub struct MountOptions {
     pub ino32: bool,
     /// Marks are kept in `user.overlay.*` even where `trusted.overlay.*` could be set.
     pub userxattr: bool,
+    /// Whiteouts are written as `.wh.NAME` files, as OCI layers have them, even where devices could be made.
+    pub oci_whiteouts: bool,
     /// What is synced when.
     pub fsync: FsyncPolicy,
     /// Directories report a link count of 1.
@@ -324,6 +326,7 @@ impl Default for MountOptions {
             xino: Xino::default(),
             ino32: false,
             userxattr: false,
+            oci_whiteouts: false,
             fsync: FsyncPolicy::default(),
             static_nlink: false,
             uid_map: IdMap::default(),

@@ -227,7 +227,7 @@ prop_compose! {
 prop_compose! {
     fn any_options()(
         layers in any_layers(),
-        switches in any::<[bool; 11]>(),
+        switches in any::<[bool; 12]>(),
         states in any::<[Option<bool>; 2]>(),
         redirect_dir in prop::option::of(prop::sample::select(show::REDIRECT_DIR)),
         verity in prop::sample::select(show::VERITY),
@@ -243,7 +243,7 @@ prop_compose! {
         flags in any_flags(),
     ) -> MountOptions {
         let [ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_other, debug] = switches;
+            writeback, allow_other, debug, oci_whiteouts] = switches;
         MountOptions {
             redirect_dir: redirect_dir.map(|(_, value)| value),
             index: states[0],
@@ -260,7 +260,7 @@ prop_compose! {
             squash_to_gid: squash[1],
             allow_other: allow_other.then_some(true),
             ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, debug, timeout, max_write, flags,
+            writeback, debug, oci_whiteouts, timeout, max_write, flags,
             ..layers
         }
     }

@@ -1,0 +1,316 @@
+//! The command `unionfs`: what was typed, and the order in which a mount comes about.
+//!
+//! The calling convention is that of fuse-overlayfs, which is that of libfuse: flags may follow positional
+//! arguments, a value may stick to `-o`, and the last positional argument is the mount point. Environment, limits
+//! and arguments are read here and nowhere below.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit};
+use tracing::level_filters::LevelFilter;
+
+use crate::fuse::daemon::{self, Inherited, Leaver, Side};
+use crate::fuse::mount::{self, Busy};
+use crate::fuse::session::Server;
+use crate::options::{MountOptions, Warning};
+use crate::union::Union;
+
+/// The name in front of each message.
+const NAME: &str = "unionfs";
+
+/// The version of the FUSE protocol that the fuser crate speaks.
+const FUSE_PROTOCOL: &str = "7.40";
+
+/// Set, with any value, it asks for whiteouts that are no devices.
+const DISABLE_DEVICE_WHITEOUTS: &str = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT";
+
+const USAGE: &str = "\
+usage: unionfs [-f] [-d] -o lowerdir=A:B[,upperdir=U,workdir=W][,OPTION...] [SOURCE] MOUNTPOINT
+
+Mounts the union of directories: U on top, which takes all changes, then A, then B. Without U it is read-only.
+
+  -o OPTION[,OPTION...]  mount options; may be given several times
+  -f, --foreground       serve in the foreground
+  -d, --debug            as -f, and log what was decided and each request
+  -h, --help             show this text
+  -V, --version          show the version
+
+Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the process with SIGTERM.
+";
+
+/// What was typed.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Help,
+    Version,
+    Mount(Typed),
+}
+
+/// The arguments of a mount, as typed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Typed {
+    foreground: bool,
+    debug: bool,
+    options: Vec<OsString>,
+    mountpoint: Option<OsString>,
+}
+
+/// Why the arguments cannot be used, or the mount not made: one line.
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the command with the arguments of this process.
+pub fn main() -> ExitCode {
+    let inherited = Inherited::at_start();
+    let done = match parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print(USAGE.as_bytes()),
+        Ok(Command::Version) => print(version().as_bytes()),
+        Ok(Command::Mount(typed)) => start(typed, inherited),
+        Err(error) => Err(error),
+    };
+    done.unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::FAILURE
+    })
+}
+
+/// Reads the arguments.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+    let mut arguments = arguments.into_iter();
+    let mut typed = Typed::default();
+    let mut flags_end = false;
+    while let Some(argument) = arguments.next() {
+        match argument.as_bytes() {
+            bytes if flags_end || !bytes.starts_with(b"-") || bytes == b"-" => {
+                typed.mountpoint = Some(argument)
+            }
+            b"--" => flags_end = true,
+            b"--foreground" => typed.foreground = true,
+            b"--debug" => typed.debug = true,
+            b"--help" => return Ok(Command::Help),
+            b"--version" => return Ok(Command::Version),
+            bytes if bytes.starts_with(b"--") => return Err(unknown(bytes)),
+            bytes => {
+                if let Some(command) = parse_flags(bytes, &mut arguments, &mut typed)? {
+                    return Ok(command);
+                }
+            }
+        }
+    }
+    Ok(Command::Mount(typed))
+}
+
+/// Reads the flags of one argument: several letters may share a dash, and `-o` may have its value in the same one.
+fn parse_flags(
+    argument: &[u8],
+    rest: &mut impl Iterator<Item = OsString>,
+    typed: &mut Typed,
+) -> Result<Option<Command>, Failure> {
+    for (index, &letter) in argument.iter().enumerate().skip(1) {
+        let sticking = argument.get(index + 1..).filter(|value| !value.is_empty());
+        match letter {
+            b'f' => typed.foreground = true,
+            b'd' => typed.debug = true,
+            b'h' => return Ok(Some(Command::Help)),
+            b'V' => return Ok(Some(Command::Version)),
+            // mount(8) gives these to its helpers: sloppy, no mtab, verbose.
+            b's' | b'n' | b'v' => {}
+            b'o' | b't' => {
+                let value = sticking.map(|value| OsString::from_vec(value.to_vec())).or_else(|| rest.next());
+                let value = value.ok_or_else(|| format!("-{} needs a value", char::from(letter)))?;
+                if letter == b'o' {
+                    typed.options.push(value);
+                }
+                return Ok(None);
+            }
+            _ => return Err(unknown(argument)),
+        }
+    }
+    Ok(None)
+}
+
+fn unknown(argument: &[u8]) -> Failure {
+    format!("unknown flag {} (see {NAME} --help)", argument.escape_ascii()).into()
+}
+
+/// Returns what `--version` shows.
+fn version() -> String {
+    format!(
+        "{NAME}: version {}\nusing FUSE kernel interface version {FUSE_PROTOCOL}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// Makes and serves the mount, here or in a daemon.
+fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
+    let (mut options, mut warnings) = MountOptions::parse(&typed.options)?;
+    let mountpoint = typed.mountpoint.ok_or_else(|| format!("no mount point given (see {NAME} --help)"))?;
+    options.debug |= typed.debug;
+    options.oci_whiteouts |= std::env::var_os(DISABLE_DEVICE_WHITEOUTS).is_some();
+    warnings.extend(options.validate()?);
+    warn_about(&warnings);
+    prepare_process();
+    let mountpoint = PathBuf::from(mountpoint);
+    if typed.foreground || options.debug {
+        return serve(&mountpoint, &options, None, Leaver::default());
+    }
+    match daemon::split()? {
+        Side::Parent(waiter) => Ok(waiter.wait()),
+        Side::Daemon(leaver) => serve(&mountpoint, &options, Some(inherited), leaver),
+    }
+}
+
+/// Opens the layers, mounts, and serves until the mount ends.
+fn serve(
+    mountpoint: &Path,
+    options: &MountOptions,
+    inherited: Option<Inherited>,
+    leaver: Leaver,
+) -> Result<ExitCode, Failure> {
+    start_log(options.debug);
+    // Layers first: from here on they are reached through descriptors only, so that one of them may lie below the
+    // mount point, or be it.
+    let union = Arc::new(Union::open(options)?);
+    for notice in union.notices() {
+        tracing::info!("{notice}");
+    }
+    daemon::hold_signals()?;
+    let (device, target) = connect(mountpoint, options)?;
+    if let Some(inherited) = inherited {
+        inherited.close();
+    }
+    let served = rustix::process::chdir("/").map_err(Failure::from).and_then(|()| {
+        let server = Server::connect(Arc::clone(&union), device, options)?;
+        Ok(daemon::run(server, union, target.clone(), leaver)?)
+    });
+    if served.is_err() {
+        // Nobody will answer any more: a mount left behind would be a trap.
+        if let Some(error) = target.and_then(|target| mount::unmount(&target, Busy::Detached).err()) {
+            tracing::debug!("{error}");
+        }
+    }
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Mounts on `mountpoint`, or takes over what was mounted by the caller. The path is where the mount can be taken
+/// away again.
+fn connect(mountpoint: &Path, options: &MountOptions) -> Result<(OwnedFd, Option<PathBuf>), Failure> {
+    if let Some(device) = mount::handed_over(mountpoint)? {
+        return Ok((device, None));
+    }
+    let target = std::fs::canonicalize(mountpoint).map_err(|error| {
+        format!("cannot mount on \"{}\": {error}", mountpoint.as_os_str().as_bytes().escape_ascii())
+    })?;
+    Ok((mount::mount(&target, options)?, Some(target)))
+}
+
+/// Sets what the process as a whole needs: many descriptors, and no umask, because modes come from requests.
+fn prepare_process() {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
+    if let Err(errno) = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        complain(&format!("cannot raise the limit of open files: {errno}"));
+    }
+    if !rustix::fs::statfs("/proc").is_ok_and(|stat| stat.f_type == rustix::fs::PROC_SUPER_MAGIC) {
+        complain(&"/proc is not usable, some operations will fail (hint: mount -t proc proc /proc)");
+    }
+}
+
+fn start_log(debug: bool) {
+    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false);
+    if let Err(error) = log.without_time().with_target(false).try_init() {
+        complain(&format!("cannot log: {error}"));
+    }
+}
+
+fn warn_about(warnings: &[Warning]) {
+    for warning in warnings {
+        complain(warning);
+    }
+}
+
+/// Writes a line to standard error. If even that fails there is nobody left to tell.
+fn complain(message: &dyn std::fmt::Display) {
+    if writeln!(std::io::stderr(), "{NAME}: {message}").is_err() {}
+}
+
+fn print(text: &[u8]) -> Result<ExitCode, Failure> {
+    std::io::stdout().write_all(text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(line: &str) -> Typed {
+        match parse(line.split(' ').map(OsString::from)) {
+            Ok(Command::Mount(typed)) => typed,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn arguments_are_taken_in_every_order() {
+        let want = Typed {
+            foreground: false,
+            debug: false,
+            options: vec!["lowerdir=/a".into(), "ro".into()],
+            mountpoint: Some("/m".into()),
+        };
+        for line in [
+            "-o lowerdir=/a -o ro /m",
+            "-olowerdir=/a -oro /m",
+            "overlay /m -o lowerdir=/a -o ro",
+            "/m -o lowerdir=/a -oro",
+            "-o lowerdir=/a none -o ro -- /m",
+            "-s -n -t fuse.unionfs -o lowerdir=/a -oro x /m",
+        ] {
+            assert_eq!(typed(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn flags_may_share_a_dash() {
+        let want = Typed {
+            foreground: true,
+            debug: true,
+            options: vec!["ro".into()],
+            mountpoint: Some("-m".into()),
+        };
+        for line in ["-fdoro -- -m", "-fd -o ro -- -m", "--foreground --debug -o ro -- -m"] {
+            assert_eq!(typed(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_win() {
+        for (line, want) in [
+            ("-h", Command::Help),
+            ("--help /m", Command::Help),
+            ("-o ro --version", Command::Version),
+            ("-fV", Command::Version),
+        ] {
+            assert_eq!(parse(line.split(' ').map(OsString::from)).unwrap(), want, "{line}");
+        }
+        assert!(version().starts_with(concat!("unionfs: version ", env!("CARGO_PKG_VERSION"), "\n")));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, want) in [
+            ("-x", "unknown flag -x"),
+            ("--frobnicate /m", "unknown flag --frobnicate"),
+            ("/m -o", "-o needs"),
+        ] {
+            let error = parse(line.split(' ').map(OsString::from)).unwrap_err();
+            assert!(error.to_string().starts_with(want), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The union as a FUSE file system: each operation decodes its request, calls [`Union`], and replies.
+//!
+//! Nothing is decided here that concerns layers. What is decided is what the kernel may remember, and it may
+//! remember nearly everything: every change passes through the mount.
+//!
+//! fuser knows one number where the protocol has two: the node number of an answer is its `attr.ino`. So the shown
+//! inode number is the node number here; the union makes the two equal wherever it can.
+
+pub mod convert;
+pub mod daemon;
+pub mod mount;
+mod operations;
+pub mod session;
+mod sys;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use fuser::{
+    FopenFlags, Generation, INodeNo, InitFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+};
+
+use self::convert::file_attr;
+use crate::error::{Errno, Result};
+use crate::options::MountOptions;
+use crate::request::{Attr, Entry, NodeId, Opened};
+use crate::union::Union;
+
+/// Node numbers are never given to another object while the kernel remembers them.
+const GENERATION: Generation = Generation(0);
+
+/// Requests that the kernel may have under way in the background, such as read-ahead. Its own default of 12 keeps
+/// few of several threads busy.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Background requests above which the kernel stops reading ahead.
+const CONGESTION_THRESHOLD: u16 = 48;
+
+/// What the kernel is asked for, where it offers it. Not among it: `POSIX_LOCKS` and `FLOCK_LOCKS`, because locks
+/// that the kernel keeps itself are right for a single mount and cost no request.
+const CAPABILITIES: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_ASYNC_READ)
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_BIG_WRITES)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
+    // Without it each write(2) asks for security.capability first: a round trip for every write.
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+
+/// What the kernel may remember because nothing changes behind its back; left out when `timeout=0`.
+const CACHING_CAPABILITIES: InitFlags =
+    InitFlags::FUSE_CACHE_SYMLINKS.union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+
+/// How many requests were answered, and how many of them with an unexpected error.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Counters {
+    /// Returns the number of requests, and of unexpected failures among them.
+    pub fn read(&self) -> (u64, u64) {
+        (self.requests.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+}
+
+/// Translates between fuser and [`Union`].
+#[derive(Debug)]
+pub struct FuseAdapter {
+    union: Arc<Union>,
+    counters: Arc<Counters>,
+    /// Lifetime of what the kernel remembers; zero is nothing.
+    ttl: Duration,
+    capabilities: InitFlags,
+    max_write: u32,
+    syncs: bool,
+    xattrs: bool,
+}
+
+impl FuseAdapter {
+    /// Makes the adapter for a mount with `options`.
+    pub fn new(union: Arc<Union>, options: &MountOptions) -> Self {
+        let ttl = Duration::try_from_secs_f64(options.timeout).unwrap_or(Duration::MAX);
+        let mut capabilities = CAPABILITIES;
+        capabilities.set(CACHING_CAPABILITIES, !ttl.is_zero());
+        capabilities.set(InitFlags::FUSE_POSIX_ACL, !options.noacl && !options.noxattrs);
+        capabilities.set(InitFlags::FUSE_WRITEBACK_CACHE, options.writeback && !options.is_read_only());
+        Self {
+            union,
+            counters: Arc::default(),
+            ttl,
+            capabilities,
+            max_write: options.max_write,
+            syncs: options.fsync.syncs(),
+            xattrs: !options.noxattrs,
+        }
+    }
+
+    /// Returns the counters, which stay readable while the adapter serves.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Runs `work` and lets no panic out: one broken request must not end the mount of a running container. An
+    /// unexpected error is logged here, and only here.
+    fn guarded<T>(
+        &self,
+        op: &'static str,
+        ino: INodeNo,
+        work: impl FnOnce(&Union) -> Result<T>,
+    ) -> std::result::Result<T, fuser::Errno> {
+        let _span = tracing::debug_span!("request", op, ino = ino.0).entered();
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let error = match catch_unwind(AssertUnwindSafe(|| work(&self.union))) {
+            Ok(Ok(answer)) => {
+                tracing::debug!("done");
+                return Ok(answer);
+            }
+            Ok(Err(error)) => error,
+            Err(_panic) => Errno::IO.into(),
+        };
+        if convert::is_unexpected(error.errno()) {
+            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("{op} of node {}: {error}", ino.0);
+        } else {
+            tracing::debug!("{error}");
+        }
+        Err(convert::errno(error.errno()))
+    }
+
+    /// Runs `work` and replies: with `send` what it gave, else its error number.
+    fn answer<R: Refuse, T>(
+        &self,
+        (op, ino): (&'static str, INodeNo),
+        reply: R,
+        work: impl FnOnce(&Union) -> Result<T>,
+        send: impl FnOnce(R, T),
+    ) {
+        match self.guarded(op, ino, work) {
+            Ok(answer) => send(reply, answer),
+            Err(errno) => reply.refuse(errno),
+        }
+    }
+
+    fn send_entry(&self, reply: ReplyEntry, entry: &Entry) {
+        reply.entry(&self.ttl, &file_attr(entry.node, &entry.attr), GENERATION);
+    }
+
+    fn send_attr(&self, reply: ReplyAttr, node: NodeId, attr: &Attr) {
+        reply.attr(&self.ttl, &file_attr(node, attr));
+    }
+
+    /// Returns the flags of an answer to open and create.
+    fn open_flags(&self, opened: &Opened) -> FopenFlags {
+        if opened.keep_cache && !self.ttl.is_zero() {
+            FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::empty()
+        }
+    }
+}
+
+/// A reply that can be an error.
+trait Refuse {
+    /// Replies with an error.
+    fn refuse(self, errno: fuser::Errno);
+}
+
+macro_rules! refuse {
+    ($($reply:ty),+) => { $(impl Refuse for $reply {
+        fn refuse(self, errno: fuser::Errno) {
+            self.error(errno);
+        }
+    })+ };
+}
+
+refuse!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite,
+    ReplyXattr
+);

@@ -1,0 +1,263 @@
+//! The life of the serving process: it leaves its caller once the mount is usable, ends when it is told to, and
+//! takes the mount with it.
+//!
+//! The process forks before anything is opened. The parent only waits: it leaves with success when the child has
+//! answered the first request, and with the child's status when the child ends before. Callers that read a pipe to
+//! its end are let go because the child by then holds no descriptor of theirs.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
+
+use super::mount::{Busy, unmount};
+use super::session::Server;
+use super::{Counters, sys};
+use crate::error::{Errno, Error, Result};
+use crate::union::Union;
+
+/// Signals that end the mount.
+const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// How long programs that still use a mount may go on after the server was told to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What the child sends when the mount is usable.
+const USABLE: u8 = b'1';
+
+/// The descriptors that the caller of this program left open for it.
+#[derive(Debug)]
+pub struct Inherited(sys::Inherited);
+
+impl Inherited {
+    /// Lists them. To be called before this process opens any.
+    pub fn at_start() -> Self {
+        Self(sys::Inherited::at_start())
+    }
+
+    /// Closes them, so that nobody waits for their other ends.
+    pub fn close(self) {
+        self.0.close();
+    }
+}
+
+/// Which process goes on.
+#[derive(Debug)]
+pub enum Side {
+    /// The one that was started; it only waits.
+    Parent(Waiter),
+    /// The one that stays.
+    Daemon(Leaver),
+}
+
+/// Divides the process into one that waits and one that stays.
+///
+/// # Errors
+///
+/// What pipe(2) and fork(2) answer; EDEADLK if the process has several threads.
+pub fn split() -> Result<Side> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
+    let child = sys::fork()
+        .map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)).during("fork", "daemon"))?;
+    Ok(match child {
+        Some(child) => Side::Parent(Waiter { reader: File::from(reader), child }),
+        None => Side::Daemon(Leaver { writer: Some(File::from(writer)) }),
+    })
+}
+
+/// Waits until the daemon's mount is usable.
+#[derive(Debug)]
+pub struct Waiter {
+    reader: File,
+    child: Pid,
+}
+
+impl Waiter {
+    /// Returns success when the mount is usable; the daemon's status if it ends before. It has said why.
+    pub fn wait(mut self) -> ExitCode {
+        let mut byte = [0];
+        match self.reader.read_exact(&mut byte) {
+            Ok(()) if byte == [USABLE] => return ExitCode::SUCCESS,
+            _ => {}
+        }
+        loop {
+            match waitpid(self.child, None) {
+                Err(nix::errno::Errno::EINTR) => {}
+                Ok(WaitStatus::Exited(_, status)) => {
+                    return ExitCode::from(u8::try_from(status).unwrap_or(1).max(1));
+                }
+                _ => return ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// Leaves the caller when the mount is usable. A server in the foreground has nobody to leave.
+#[derive(Debug, Default)]
+pub struct Leaver {
+    writer: Option<File>,
+}
+
+impl Leaver {
+    /// Gives up the session, standard streams and the waiting parent.
+    ///
+    /// # Errors
+    ///
+    /// EPIPE if nobody waits any more: the mount is then not wanted.
+    fn leave(self) -> Result<()> {
+        let Some(mut writer) = self.writer else {
+            return Ok(());
+        };
+        rustix::process::setsid().map_err(|errno| Error::new(errno).during("start", "session"))?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let null = null.map_err(|errno| Error::new(errno).during("open", "/dev/null"))?;
+        redirect_standard_streams(&null)
+            .map_err(|errno| Error::new(errno).during("redirect", "standard streams"))?;
+        writer.write_all(&[USABLE]).map_err(|error| Error::from(error).during("report to", "parent"))
+    }
+}
+
+fn redirect_standard_streams(null: &OwnedFd) -> std::result::Result<(), Errno> {
+    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdout(null)?;
+    rustix::stdio::dup2_stderr(null)
+}
+
+/// Lets signals wait until [`run`] takes them: from here on none can end the process and leave a mount without a
+/// server. To be called before mounting and before any thread starts.
+///
+/// # Errors
+///
+/// What pthread_sigmask(3) answers.
+pub fn hold_signals() -> Result<()> {
+    signals()
+        .thread_block()
+        .map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)).during("block", "signals"))
+}
+
+fn signals() -> SigSet {
+    STOP_SIGNALS.into_iter().chain([Signal::SIGUSR1]).collect()
+}
+
+/// The parts of a running mount that its watchers need.
+struct Watched {
+    union: Arc<Union>,
+    counters: Arc<Counters>,
+    /// Where the mount is; unknown if somebody else has mounted.
+    target: Option<PathBuf>,
+    /// Whether the server has ended. Protected by itself.
+    ended: Mutex<bool>,
+    end: Condvar,
+}
+
+/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when the first request
+/// has been answered.
+///
+/// `target` is the absolute path of the mount, if this process knows it.
+///
+/// # Errors
+///
+/// The connection broke, or the threads cannot be started.
+pub fn run(server: Server, union: Arc<Union>, target: Option<PathBuf>, leaver: Leaver) -> Result<()> {
+    let watched = Arc::new(Watched {
+        union,
+        counters: server.counters(),
+        target,
+        ended: Mutex::new(false),
+        end: Condvar::new(),
+    });
+    let (on_signal, first_request) = (Arc::clone(&watched), Arc::clone(&watched));
+    start("signals", move || on_signal.take_signals())?;
+    start("first-request", move || first_request.report_usable(leaver))?;
+    let result = server.run();
+    *watched.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    watched.end.notify_all();
+    result
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map(drop).map_err(|error| Error::from(error).during("start thread", name))
+}
+
+impl Watched {
+    /// Makes a request and waits for its answer, then lets the caller go.
+    fn report_usable(&self, leaver: Leaver) {
+        // In a thread of its own: a thread that answers requests would wait for itself.
+        let answered = self.target.as_ref().map_or(Ok(()), |target| rustix::fs::statfs(target).map(drop));
+        let left =
+            answered.map_err(|errno| Error::new(errno).during("use", "mount")).and_then(|()| leaver.leave());
+        if let Err(error) = left {
+            tracing::error!("{error}");
+            self.stop();
+            std::process::exit(1);
+        }
+    }
+
+    /// Waits for signals; ends the process when one says so.
+    fn take_signals(&self) {
+        loop {
+            match signals().wait() {
+                Ok(Signal::SIGUSR1) => {
+                    let (requests, failures) = self.counters.read();
+                    tracing::error!("counters: {requests} requests, {failures} unexpected errors");
+                }
+                Ok(signal) => {
+                    tracing::info!("{signal}: unmounting");
+                    self.stop();
+                    std::process::exit(0);
+                }
+                Err(errno) => tracing::error!("cannot wait for signals: {errno}"),
+            }
+        }
+    }
+
+    /// Takes the mount away and waits, within limits, until everything is served and flushed.
+    fn stop(&self) {
+        let ended = match &self.target {
+            Some(target) => self.detach(target) && self.wait_for_end(),
+            None => false,
+        };
+        if !ended {
+            // Programs still use the mount. They lose it, but nothing that they have written.
+            self.union.destroy();
+        }
+    }
+
+    /// Takes the mount away; returns whether that could be done.
+    fn detach(&self, target: &std::path::Path) -> bool {
+        // Not lazily first: that way the kernel writes everything back before it returns.
+        if unmount(target, Busy::Keeps).is_ok() {
+            return true;
+        }
+        let synced =
+            rustix::fs::open(target, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .and_then(rustix::fs::syncfs);
+        if let Err(errno) = synced {
+            tracing::warn!("cannot write back what programs have written: {errno}");
+        }
+        match unmount(target, Busy::Detached) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!("{error}");
+                false
+            }
+        }
+    }
+
+    /// Waits until the server has ended; returns whether it has, in time.
+    fn wait_for_end(&self) -> bool {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.end.wait_timeout_while(ended, GRACE, |ended| !*ended);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}

@@ -1,0 +1,77 @@
+//! Serving a mount: the connection is made, threads answer requests until the mount ends.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use super::{Counters, FuseAdapter};
+use crate::error::{Errno, Error, Result};
+use crate::options::{MountOptions, Transport};
+use crate::union::Union;
+
+/// Threads that answer requests. Measured: two are best on two processors, and more than four gain nothing, because
+/// all of them take requests from one queue.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
+
+/// A connection to the kernel whose first exchange is done: requests wait to be answered.
+#[derive(Debug)]
+pub struct Server {
+    session: fuser::Session<FuseAdapter>,
+    counters: Arc<Counters>,
+}
+
+impl Server {
+    /// Does the first exchange on `device`, which may have been mounted by another process.
+    ///
+    /// The serving process should have a umask of 0, and must not have its current directory inside the mount.
+    ///
+    /// # Errors
+    ///
+    /// The mount is gone, the kernel is too old, or the options ask for a transport that this build has not.
+    pub fn connect(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
+        match options.transport {
+            Transport::Auto | Transport::Fuser => {}
+            Transport::Uring => return Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=uring")),
+            Transport::Dev => return Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=dev")),
+        }
+        let adapter = FuseAdapter::new(union, options);
+        let counters = adapter.counters();
+        let processors = available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(processors.clamp(*THREADS.start(), *THREADS.end()));
+        // Who may enter is the kernel's decision, by allow_other. fuser would compare ids that a user namespace
+        // shows differently.
+        config.acl = fuser::SessionACL::All;
+        let session = fuser::Session::from_fd(adapter, device, config.acl, config)
+            .map_err(|error| Error::from(error).during("connect to", "/dev/fuse"))?;
+        Ok(Self { session, counters })
+    }
+
+    /// Returns the counters of requests, which stay readable while this serves.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Answers requests until the mount ends, then flushes the union.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke otherwise than by its end.
+    pub fn run(self) -> Result<()> {
+        match self.session.run() {
+            Ok(()) => Ok(()),
+            // Aborted through /sys/fs/fuse/connections, or by a forced unmount: an end like another.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::ENODEV)) => Ok(()),
+            Err(error) => Err(Error::from(error).during("serve", "/dev/fuse")),
+        }
+    }
+}
+
+/// Serves the mount behind `device` until it is unmounted or aborted, with several threads.
+///
+/// # Errors
+///
+/// What [`Server::connect`] and [`Server::run`] give.
+pub fn serve(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<()> {
+    Server::connect(union, device, options)?.run()
+}

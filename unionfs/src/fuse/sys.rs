@@ -1,0 +1,68 @@
+//! The unsafe part of mounting and of becoming a daemon: descriptors that are only numbers, and fork.
+#![allow(unsafe_code)]
+#![allow(clippy::disallowed_types)]
+
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use nix::unistd::{ForkResult, Pid};
+
+/// The descriptors above standard error that this process was started with.
+#[derive(Debug)]
+pub(super) struct Inherited(Vec<RawFd>);
+
+/// Highest descriptor looked at where /proc cannot tell.
+const LAST_GUESSED: RawFd = 1023;
+
+impl Inherited {
+    /// Lists the open descriptors. To be called before this process opens any.
+    pub(super) fn at_start() -> Self {
+        let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            names.filter_map(|name| name.parse().ok()).collect::<Vec<RawFd>>()
+        });
+        let mut open = listed.unwrap_or_else(|_| (0..=LAST_GUESSED).collect());
+        // The directory's own descriptor is on the list and closed again by now.
+        open.retain(|&fd| fd > libc::STDERR_FILENO && duplicate(fd).is_ok());
+        Self(open)
+    }
+
+    /// Closes them all.
+    pub(super) fn close(self) {
+        for fd in self.0 {
+            // JUSTIFICATION: a caller that reads a pipe to its end waits for every copy of the writing side.
+            // SAFETY: the number was open before this process opened anything, so no value here owns it.
+            unsafe { rustix::io::close(fd) };
+        }
+    }
+}
+
+/// Returns a new descriptor for what `fd`, a number handed over by the caller of this program, refers to.
+///
+/// # Errors
+///
+/// EBADF if it is not open.
+pub(super) fn duplicate(fd: RawFd) -> std::io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(std::io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // JUSTIFICATION: a descriptor handed over by exec is only a number.
+    // SAFETY: it is not negative, and is borrowed for one call that fails with EBADF if it is not open.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// Forks. `None` is the child.
+///
+/// # Errors
+///
+/// What fork(2) answers; EDEADLK if this process has several threads.
+pub(super) fn fork() -> nix::Result<Option<Pid>> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(nix::errno::Errno::EDEADLK);
+    }
+    // JUSTIFICATION: a daemon is a child whose parent has left; there is no safe fork.
+    // SAFETY: there is one thread, so no lock of another one can be held in the child.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
