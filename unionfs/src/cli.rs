@@ -151,7 +151,7 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     let (mut options, mut warnings) = MountOptions::parse(&typed.options)?;
     let mountpoint = typed.mountpoint.ok_or_else(|| format!("no mount point given (see {NAME} --help)"))?;
     options.debug |= typed.debug;
-    options.oci_whiteouts |= std::env::var_os(DISABLE_DEVICE_WHITEOUTS).is_some();
+    options.dot_wh_whiteouts |= std::env::var_os(DISABLE_DEVICE_WHITEOUTS).is_some();
     warnings.extend(options.validate()?);
     warn_about(&warnings);
     prepare_process();

@@ -39,6 +39,8 @@ pub struct MountOptions {
     pub hidden: Vec<PathBuf>,
     /// Owners that have no id in this user namespace are shown as, and taken for, id 0.
     pub squash_unmapped: bool,
+    /// Whiteouts are written as `.wh.NAME` although the upper could hold the kernel's form.
+    pub dot_wh_whiteouts: bool,
 
     /// How renamed directories that have lowers are handled; none decides by what the upper can store.
     pub redirect_dir: Option<RedirectDir>,
@@ -58,8 +60,6 @@ pub struct MountOptions {
     pub ino32: bool,
     /// Marks are kept in `user.overlay.*` even where `trusted.overlay.*` could be set.
     pub userxattr: bool,
-    /// Whiteouts are written as `.wh.NAME` files, as OCI layers have them, even where devices could be made.
-    pub oci_whiteouts: bool,
     /// What is synced when.
     pub fsync: FsyncPolicy,
     /// Directories report a link count of 1.
@@ -317,6 +317,7 @@ impl Default for MountOptions {
             workdir: None,
             hidden: Vec::new(),
             squash_unmapped: false,
+            dot_wh_whiteouts: false,
             redirect_dir: None,
             index: None,
             metacopy: None,
@@ -326,7 +327,6 @@ impl Default for MountOptions {
             xino: Xino::default(),
             ino32: false,
             userxattr: false,
-            oci_whiteouts: false,
             fsync: FsyncPolicy::default(),
             static_nlink: false,
             uid_map: IdMap::default(),
@@ -372,6 +372,11 @@ impl MountOptions {
     /// Returns whether nothing can be changed through the mount.
     pub fn is_read_only(&self) -> bool {
         self.flags.read_only || self.upperdir.is_none()
+    }
+
+    /// Returns whether redirects that the layers hold are followed.
+    pub fn follows_redirects(&self) -> bool {
+        self.redirect_dir != Some(RedirectDir::NoFollow)
     }
 
     /// Returns how user ids are shown and stored; `overflow` is shown for ids that the mapping does not cover.

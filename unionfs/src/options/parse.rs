@@ -150,7 +150,7 @@ impl MountOptions {
         match key {
             b"ino32_t" => self.ino32 = true,
             b"userxattr" => self.userxattr = true,
-            b"oci_whiteouts" => self.oci_whiteouts = true,
+            b"dot_wh_whiteouts" => self.dot_wh_whiteouts = true,
             b"volatile" => self.fsync = FsyncPolicy::Volatile,
             b"static_nlink" => self.static_nlink = true,
             b"squash_to_root" => self.squash_to_root = true,

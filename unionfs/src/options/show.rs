@@ -89,7 +89,7 @@ impl MountOptions {
         list.choice("fsync", FSYNC_VALUES, changed(self.fsync, default.fsync))?;
         list.switch("ino32_t", self.ino32)?;
         list.switch("userxattr", self.userxattr)?;
-        list.switch("oci_whiteouts", self.oci_whiteouts)?;
+        list.switch("dot_wh_whiteouts", self.dot_wh_whiteouts)?;
         list.switch("static_nlink", self.static_nlink)?;
         list.choice("noxattrs", &[("1", true)], Some(self.noxattrs))?;
         list.switch("noacl", self.noacl)

@@ -243,7 +243,7 @@ prop_compose! {
         flags in any_flags(),
     ) -> MountOptions {
         let [ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_other, debug, oci_whiteouts] = switches;
+            writeback, allow_other, debug, dot_wh_whiteouts] = switches;
         MountOptions {
             redirect_dir: redirect_dir.map(|(_, value)| value),
             index: states[0],
@@ -260,7 +260,7 @@ prop_compose! {
             squash_to_gid: squash[1],
             allow_other: allow_other.then_some(true),
             ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, debug, oci_whiteouts, timeout, max_write, flags,
+            writeback, debug, dot_wh_whiteouts, timeout, max_write, flags,
             ..layers
         }
     }
