@@ -206,8 +206,7 @@ impl Handler {
         match *request {
             Request::Open { .. } if self.config.opens == Opens::Unserved => Err(Errno::NOSYS.into()),
             Request::Open { flags, open_flags } => {
-                let opened =
-                    self.union.open_file(node, flags, open_flags & flags::OPEN_KILL_SUIDGID != 0)?;
+                let opened = self.union.open_file(node, flags, open_flags & flags::OPEN_KILL_SUIDGID != 0)?;
                 fitted(reply::open(out, opened.fh, self.open_reply(&opened), 0))
             }
             Request::Create { .. } | Request::Tmpfile { .. } => self.create(header, request, out),

@@ -175,9 +175,6 @@ mod tests {
         old.minor = MINOR_MIN - 1;
         assert!(Negotiation::choose(&MountOptions::default(), &old, false).is_none());
         old.minor = 99;
-        assert_eq!(
-            Negotiation::choose(&MountOptions::default(), &old, false).unwrap().answer.minor,
-            MINOR
-        );
+        assert_eq!(Negotiation::choose(&MountOptions::default(), &old, false).unwrap().answer.minor, MINOR);
     }
 }
