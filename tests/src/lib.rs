@@ -1,1 +1,31 @@
-//! e2e
+//! Fixtures of the test tiers: layers, snapshots, mounts, oracles, random histories.
+//!
+//! Settings, all by environment variable:
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `E2E_STRICT=1` | a test that would be skipped fails (set in CI) |
+//! | `E2E_UNION=PROGRAM` | the union program to test, instead of this workspace's |
+//! | `E2E_MOUNT_PROGRAM=PROGRAM` | the same, for showing a test on another program (fuse-overlayfs) |
+//! | `E2E_DIR=DIR` | where scratch directories are made, instead of the temporary directory |
+//! | `E2E_OPS=N` | number of random operations of a parity run |
+//! | `E2E_SEED=N` | seed of a parity run |
+//! | `E2E_KILLS=N` | how often the crash tier kills the server |
+//! | `E2E_FILES=N` | number of files of the limits tier |
+//! | `E2E_AS=user\|userns\|single` | set by the harness for its own re-execution as an ordinary user |
+
+pub mod execute;
+pub mod flatten;
+pub mod history;
+pub mod mounted;
+pub mod operation;
+pub mod oracle;
+pub mod random;
+mod rehearsal;
+pub mod require;
+pub mod shrink;
+pub mod sides;
+pub mod snapshot;
+pub mod sys;
+pub mod tree;
+pub mod user;

@@ -1,0 +1,290 @@
+//! A union mounted by a program under test, in the foreground, unmounted on drop, aborted if it hangs.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a mount or an unmount may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Returns the union program to test.
+pub fn union_program() -> PathBuf {
+    for variable in ["E2E_MOUNT_PROGRAM", "E2E_UNION"] {
+        if let Some(program) = std::env::var_os(variable) {
+            return program.into();
+        }
+    }
+    built("unionfs-under-test")
+}
+
+/// Returns the path of a program that cargo built beside this test binary.
+pub fn built(name: &str) -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let deps = here.parent().unwrap();
+    let directory = if deps.ends_with("deps") { deps.parent().unwrap() } else { deps };
+    directory.join(name)
+}
+
+/// Returns where scratch directories are made.
+pub fn scratch_base() -> PathBuf {
+    std::env::var_os("E2E_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+/// Returns a fresh scratch directory, removed on drop.
+pub fn scratch() -> tempfile::TempDir {
+    let directory = tempfile::Builder::new().prefix("e2e-").tempdir_in(scratch_base()).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), mode).unwrap();
+    directory
+}
+
+/// The directories of a union.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// Lower layers, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer.
+    pub upper: Option<PathBuf>,
+    /// The private directory beside it.
+    pub work: Option<PathBuf>,
+    /// Where the union is to be seen.
+    pub target: PathBuf,
+    /// More options, each with a comma before it.
+    pub extra: String,
+}
+
+impl Layers {
+    /// Lays out `base/lower0..`, `upper`, `work` and `merged`; lowers are made unless they are there.
+    pub fn below(base: &Path, lowers: usize) -> Self {
+        let lowers: Vec<PathBuf> = (0..lowers).map(|n| base.join(format!("lower{n}"))).collect();
+        let [upper, work, target] = ["upper", "work", "merged"].map(|name| base.join(name));
+        for directory in lowers.iter().chain([&upper, &work, &target]) {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        Self { lowers, upper: Some(upper), work: Some(work), target, extra: String::new() }
+    }
+
+    /// Returns the text for `-o`.
+    pub fn options(&self) -> OsString {
+        let mut text = OsString::from("lowerdir=");
+        text.push(self.lowers.iter().map(|l| l.as_os_str()).collect::<Vec<&OsStr>>().join(OsStr::new(":")));
+        for (key, value) in [(",upperdir=", &self.upper), (",workdir=", &self.work)] {
+            if let Some(value) = value {
+                text.push(key);
+                text.push(value);
+            }
+        }
+        text.push(&self.extra);
+        text
+    }
+}
+
+/// A live mount and the process that serves it.
+#[derive(Debug)]
+pub struct Mounted {
+    layers: Layers,
+    program: PathBuf,
+    server: Option<Child>,
+    stderr: PathBuf,
+    watchdog: Option<Watchdog>,
+}
+
+impl Mounted {
+    /// Mounts with the union program under test.
+    pub fn new(layers: Layers) -> Self {
+        Self::with(&union_program(), layers)
+    }
+
+    /// Mounts with a given program.
+    pub fn with(program: &Path, layers: Layers) -> Self {
+        let stderr = layers.target.with_extension("stderr");
+        let mut mounted =
+            Self { layers, program: program.to_path_buf(), server: None, stderr, watchdog: None };
+        mounted.mount();
+        mounted
+    }
+
+    /// Returns the root of the mounted tree.
+    pub fn root(&self) -> &Path {
+        &self.layers.target
+    }
+
+    /// Returns the layers.
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// Returns the process id of the server.
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().map_or(0, Child::id)
+    }
+
+    /// Returns what the server has said on standard error.
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// Mounts again after [`Self::unmount`] or [`Self::kill`].
+    pub fn mount(&mut self) {
+        self.try_mount().unwrap_or_else(|message| panic!("{message}"));
+    }
+
+    /// Mounts, or tells why not.
+    pub fn try_mount(&mut self) -> Result<(), String> {
+        assert!(self.server.is_none());
+        let before = device(&self.layers.target);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.stderr).unwrap();
+        let mut child = Command::new(&self.program)
+            .args(["-f", "-o"])
+            .arg(self.layers.options())
+            .arg(&self.layers.target)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
+        let deadline = Instant::now() + PATIENCE;
+        while device(&self.layers.target) == before {
+            let ended = child.try_wait().unwrap();
+            if ended.is_some() || Instant::now() > deadline {
+                drop(child.kill());
+                drop(child.wait());
+                return Err(format!("no mount: {ended:?}: {}", self.stderr()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.watchdog = Some(Watchdog::arm(child.id(), watchdog_limit()));
+        self.server = Some(child);
+        Ok(())
+    }
+
+    /// Unmounts and waits for the server to end.
+    pub fn unmount(&mut self) {
+        if self.server.is_none() {
+            return;
+        }
+        unmount(&self.layers.target);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let deadline = Instant::now() + PATIENCE;
+        while server.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                drop(server.kill());
+                drop(server.wait());
+                self.watchdog = None;
+                panic!("the server did not end after unmount: {}", self.stderr());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.watchdog = None;
+    }
+
+    /// Unmounts and mounts again, so that only what is on disk remains.
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Kills the server (SIGKILL) and removes the dead mount.
+    pub fn kill(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        server.kill().unwrap();
+        server.wait().unwrap();
+        self.watchdog = None;
+        unmount(&self.layers.target);
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            drop(server.kill());
+            drop(server.wait());
+            self.watchdog = None;
+            unmount(&self.layers.target);
+        }
+    }
+}
+
+fn watchdog_limit() -> Duration {
+    let seconds = std::env::var("E2E_HANG_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(1200))
+}
+
+/// Returns the device number of a directory, or None if it cannot be asked.
+fn device(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.dev())
+}
+
+/// Unmounts what is at `target`, by umount2 or fusermount3; lazily if it is busy.
+pub fn unmount(target: &Path) {
+    let flags = rustix::mount::UnmountFlags::empty();
+    for _ in 0..100 {
+        match rustix::mount::unmount(target, flags) {
+            Ok(()) => return,
+            Err(rustix::io::Errno::PERM) => {
+                let status = Command::new("fusermount3")
+                    .arg("-u")
+                    .arg(target)
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status();
+                if status.is_ok_and(|status| status.success()) {
+                    return;
+                }
+            }
+            Err(rustix::io::Errno::INVAL) => return,
+            Err(_) => {}
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH).is_ok() {
+        return;
+    }
+    drop(Command::new("fusermount3").args(["-uz".as_ref(), target.as_os_str()]).status());
+}
+
+/// Kills a server that does not answer for too long: its death aborts the connection and frees every caller.
+#[derive(Debug)]
+pub struct Watchdog {
+    done: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Kills process `pid` after `limit` unless dropped before.
+    pub fn arm(pid: u32, limit: Duration) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            let deadline = Instant::now() + limit;
+            while !flag.load(Ordering::Acquire) {
+                if Instant::now() > deadline {
+                    crate::require::say(&format!("watchdog: server {pid} killed after {limit:?}"));
+                    let killed = Command::new("kill").arg("-KILL").arg(pid.to_string()).status();
+                    assert!(killed.is_ok_and(|status| status.success()));
+                    return;
+                }
+                std::thread::park_timeout(Duration::from_millis(500));
+            }
+        });
+        Self { done, thread: Some(thread) }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a test needs of the host; what is missing is told, and in CI it is a failure.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::user;
+
+/// Something that not every host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A FUSE device this process may open.
+    Fuse,
+    /// The rights of the initial user namespace's root.
+    Root,
+    /// Leave to create user namespaces.
+    UserNamespace,
+    /// Kernel overlayfs may be mounted (root, or a user namespace with it).
+    KernelOverlay,
+    /// The user `tester`, with subordinate ids.
+    Tester,
+    /// The union program of this workspace is built.
+    Union,
+    /// fuse-overlayfs is installed.
+    FuseOverlayfs,
+}
+
+impl Need {
+    /// Returns what is missing, or None.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Fuse => {
+                let open = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+                open.err().map(|error| format!("/dev/fuse: {error}"))
+            }
+            Self::Root => (!user::is_real_root()).then(|| "needs root of the host".into()),
+            Self::UserNamespace => (!quiet(&["unshare", "-Urm", "true"]))
+                .then(|| "user namespaces are not allowed (unshare -Urm true fails)".into()),
+            Self::KernelOverlay => {
+                let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+                let known = known.contains("\toverlay") || quiet(&["modprobe", "overlay"]);
+                (!(known && rustix::process::geteuid().is_root()))
+                    .then(|| "kernel overlayfs is not there or may not be mounted".into())
+            }
+            Self::Tester => {
+                let ranges = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
+                (!ranges.contains("tester:")).then(|| "no user `tester` with subuid ranges".into())
+            }
+            Self::Union => {
+                let program = crate::mounted::union_program();
+                (!Path::new(&program).exists()).then(|| format!("{} is not built", program.display()))
+            }
+            Self::FuseOverlayfs => {
+                (!quiet(&["fuse-overlayfs", "--version"])).then(|| "fuse-overlayfs is not installed".into())
+            }
+        }
+    }
+}
+
+fn quiet(command: &[&str]) -> bool {
+    let status = Command::new(command[0])
+        .args(&command[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Tells that `test` does not run, past the capture of the test harness; panics under `E2E_STRICT=1`.
+pub fn skip(test: &str, reason: &str) {
+    let strict = std::env::var_os("E2E_STRICT").is_some_and(|value| value == "1");
+    assert!(!strict, "E2E_STRICT: {test} would be skipped: {reason}");
+    say(&format!("SKIP {test}: {reason}"));
+}
+
+/// Writes a line to standard error past the capture of the test harness.
+pub fn say(line: &str) {
+    let written = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+    drop(written);
+}
+
+/// Returns from the test, visibly, unless the host has each of the needs: `require!(Fuse, Union);`.
+#[macro_export]
+macro_rules! require {
+    ($($need:ident),+ $(,)?) => {
+        $(if let Some(reason) = $crate::require::Need::$need.missing() {
+            let name = std::thread::current().name().unwrap_or("test").to_owned();
+            $crate::require::skip(&format!("{}::{name}", env!("CARGO_CRATE_NAME")), &reason);
+            return;
+        })+
+    };
+}

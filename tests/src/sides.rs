@@ -1,0 +1,141 @@
+//! The file systems that a history can run on: a union by any program, kernel overlayfs, a plain directory.
+
+use std::path::{Path, PathBuf};
+
+use crate::flatten::flatten;
+use crate::mounted::{Layers, Mounted, scratch, union_program};
+use crate::oracle::{KernelOverlay, copy_tree};
+use crate::shrink::{Pair, Plain, Side};
+use crate::snapshot::Snapshot;
+use crate::tree::LayerTree;
+
+/// What can serve as a side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// The union under test, or another program with its command line.
+    Program(PathBuf),
+    /// Kernel overlayfs with redirect_dir=on.
+    Kernel,
+    /// A plain directory with the merged tree.
+    Plain,
+}
+
+impl Server {
+    /// Returns the union program under test.
+    pub fn ours() -> Self {
+        Self::Program(union_program())
+    }
+}
+
+enum Mount {
+    Program(Mounted),
+    Kernel(KernelOverlay),
+}
+
+/// A mounted union and what its lowers looked like at the start.
+struct Union {
+    name: String,
+    mount: Mount,
+    layers: Layers,
+    lowers: Vec<Snapshot>,
+}
+
+impl Side for Union {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn root(&self) -> &Path {
+        &self.layers.target
+    }
+
+    fn remount(&mut self) {
+        match &mut self.mount {
+            Mount::Program(mounted) => mounted.remount(),
+            Mount::Kernel(overlay) => overlay.remount(),
+        }
+    }
+
+    fn numbers_agree(&self) -> bool {
+        // Kernel overlayfs does not mark a directory impure when link(2) puts a copied-up file there.
+        matches!(self.mount, Mount::Program(_))
+    }
+
+    fn exact(&self) -> bool {
+        // Kernel overlayfs changes the old parent's time when a rename onto a non-empty directory fails,
+        // and counts one link for an open lower file whose name is gone.
+        matches!(self.mount, Mount::Program(_))
+    }
+
+    fn faults(&mut self) -> Vec<String> {
+        match &mut self.mount {
+            Mount::Program(mounted) => mounted.unmount(),
+            Mount::Kernel(overlay) => overlay.unmount(),
+        }
+        let mut faults = Vec::new();
+        for (lower, before) in self.layers.lowers.iter().zip(&self.lowers) {
+            let after = Snapshot::take(lower).unwrap();
+            faults.extend(before.diff(&after, ("lower before", "lower after")));
+        }
+        if let Some(work) = &self.layers.work {
+            faults.extend(
+                leftovers(work).iter().map(|path| format!("left in the workdir: {}", path.display())),
+            );
+        }
+        faults
+    }
+}
+
+/// Returns what stands in a workdir beside empty directories and the index.
+pub fn leftovers(work: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(work).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name() != "index" {
+                found.extend(
+                    std::fs::read_dir(&path).into_iter().flatten().flatten().map(|inner| inner.path()),
+                );
+            }
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Builds `layers` twice and mounts them (or copies their union), the first server being the one under test.
+pub fn pair(layers: &[LayerTree], ours: &Server, oracle: &Server) -> Pair {
+    let scratch = scratch();
+    let left = side(layers, ours, &scratch.path().join("left"));
+    let right = side(layers, oracle, &scratch.path().join("right"));
+    Pair { ours: left, oracle: right, scratch }
+}
+
+fn side(trees: &[LayerTree], server: &Server, base: &Path) -> Box<dyn Side> {
+    std::fs::create_dir_all(base).unwrap();
+    if *server == Server::Plain {
+        let merged = base.join("merged");
+        flatten(trees).build(&merged);
+        return Box::new(Plain(copy_tree(&merged, base.join("plain"))));
+    }
+    let mut layers = Layers::below(base, trees.len());
+    for (tree, lower) in trees.iter().zip(&layers.lowers) {
+        tree.build(lower);
+    }
+    if let Some(upper) = &layers.upper {
+        LayerTree::new().build(upper);
+    }
+    let lowers = layers.lowers.iter().map(|lower| Snapshot::take(lower).unwrap()).collect();
+    let (name, mount) = match server {
+        Server::Program(program) => {
+            let name = program.file_name().unwrap_or_default().display().to_string();
+            (name, Mount::Program(Mounted::with(program, layers.clone())))
+        }
+        _ => {
+            layers.extra.push_str(",redirect_dir=on,index=on");
+            ("kernel overlayfs".to_owned(), Mount::Kernel(KernelOverlay::new(layers.clone())))
+        }
+    };
+    Box::new(Union { name, mount, layers, lowers })
+}

@@ -1,0 +1,97 @@
+//! Running a tier again as an ordinary user: with fusermount3, in a user namespace with or without ranges.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::mounted;
+
+/// Who runs the tests of a re-executed tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An ordinary user of the host; mounts go through fusermount3.
+    Plain,
+    /// Root of a user namespace with a range of ids.
+    Namespace,
+    /// Root of a user namespace that maps only one id.
+    SingleId,
+}
+
+impl Role {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Plain => "user",
+            Self::Namespace => "userns",
+            Self::SingleId => "single",
+        }
+    }
+
+    /// Returns the role that this process was started in by [`run_again`], if any.
+    pub fn current() -> Option<Self> {
+        let word = std::env::var("E2E_AS").ok()?;
+        [Self::Plain, Self::Namespace, Self::SingleId].into_iter().find(|role| role.word() == word)
+    }
+}
+
+/// Returns whether this process is root in the initial user namespace.
+pub fn is_real_root() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root() && whole
+}
+
+/// Returns the number of ids that this process may give to files, 1 if only its own.
+pub fn owned_ids() -> u64 {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let count = |line: &str| line.split_whitespace().nth(2).and_then(|n| n.parse::<u64>().ok());
+    if rustix::process::geteuid().is_root() { map.lines().filter_map(count).sum() } else { 1 }
+}
+
+/// Runs the tests named by `filter` of this test binary again in `role`, and panics if they fail.
+///
+/// As root of the host the user `tester` is taken; otherwise the present one. The programs are copied to a
+/// directory that this user can reach.
+pub fn run_again(role: Role, filter: &str) {
+    let scratch = tempfile::Builder::new().prefix("e2e-user-").tempdir_in(mounted::scratch_base()).unwrap();
+    std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    let test = copy_program(&std::env::current_exe().unwrap(), scratch.path());
+    let union = copy_program(&mounted::union_program(), scratch.path());
+    let mut words: Vec<&str> = Vec::new();
+    if is_real_root() {
+        words.extend(["setpriv", "--reuid=tester", "--regid=tester", "--init-groups", "--"]);
+    }
+    match role {
+        Role::Plain => {}
+        Role::Namespace => words.extend(["unshare", "-m", "--map-root-user", "--map-auto", "--"]),
+        Role::SingleId => words.extend(["unshare", "-m", "--map-root-user", "--"]),
+    }
+    words.extend(["timeout", "900"]);
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .arg(&test)
+        .args(["--test-threads=2", filter])
+        .env("E2E_AS", role.word())
+        .env("E2E_UNION", &union)
+        .env("E2E_DIR", scratch.path())
+        .env("HOME", scratch.path())
+        .env("TMPDIR", scratch.path())
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap_or_default();
+    let stderr = String::from_utf8(output.stderr).unwrap_or_default();
+    for line in stderr.lines().filter(|line| line.starts_with("SKIP ")) {
+        crate::require::say(&format!("{line} (as {})", role.word()));
+    }
+    let summary = stdout.lines().find(|line| line.starts_with("test result:")).unwrap_or("no result");
+    crate::require::say(&format!("as {}: {summary}", role.word()));
+    assert!(output.status.success(), "as {role:?}: {}\n{stdout}\n{stderr}", output.status);
+    assert!(!summary.contains(" 0 passed"), "as {role:?}: no test ran: {summary}");
+}
+
+fn copy_program(program: &Path, directory: &Path) -> PathBuf {
+    let target = directory.join(program.file_name().unwrap());
+    std::fs::copy(program, &target).unwrap_or_else(|error| panic!("copy {}: {error}", program.display()));
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755)).unwrap();
+    target
+}
