@@ -8,10 +8,13 @@
 
 pub mod convert;
 pub mod daemon;
+pub mod handler;
 pub mod mount;
 mod operations;
 pub mod session;
 mod sys;
+mod transport;
+pub mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use super::transport::Connection;
 use super::{Counters, FuseAdapter};
 use crate::error::{Errno, Error, Result};
 use crate::options::{MountOptions, Transport};
@@ -16,8 +17,15 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 /// A connection to the kernel whose first exchange is done: requests wait to be answered.
 #[derive(Debug)]
 pub struct Server {
-    session: fuser::Session<FuseAdapter>,
+    carrier: Carrier,
     counters: Arc<Counters>,
+}
+
+/// Who carries requests and answers.
+#[derive(Debug)]
+enum Carrier {
+    Fuser(Box<fuser::Session<FuseAdapter>>),
+    Own(Box<Connection>),
 }
 
 impl Server {
@@ -30,10 +38,17 @@ impl Server {
     /// The mount is gone, the kernel is too old, or the options ask for a transport that this build has not.
     pub fn connect(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
         match options.transport {
-            Transport::Auto | Transport::Fuser => {}
-            Transport::Uring => return Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=uring")),
-            Transport::Dev => return Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=dev")),
+            Transport::Auto | Transport::Fuser => Self::connect_fuser(union, device, options),
+            Transport::Uring => Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=uring")),
+            Transport::Dev => {
+                let counters = Arc::<Counters>::default();
+                let connection = Connection::open(union, Arc::clone(&counters), device, options)?;
+                Ok(Self { carrier: Carrier::Own(Box::new(connection)), counters })
+            }
         }
+    }
+
+    fn connect_fuser(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
         let adapter = FuseAdapter::new(union, options);
         let counters = adapter.counters();
         let processors = available_parallelism().map_or(1, std::num::NonZero::get);
@@ -44,7 +59,7 @@ impl Server {
         config.acl = fuser::SessionACL::All;
         let session = fuser::Session::from_fd(adapter, device, config.acl, config)
             .map_err(|error| Error::from(error).during("connect to", "/dev/fuse"))?;
-        Ok(Self { session, counters })
+        Ok(Self { carrier: Carrier::Fuser(Box::new(session)), counters })
     }
 
     /// Returns the counters of requests, which stay readable while this serves.
@@ -58,7 +73,11 @@ impl Server {
     ///
     /// The connection broke otherwise than by its end.
     pub fn run(self) -> Result<()> {
-        match self.session.run() {
+        let session = match self.carrier {
+            Carrier::Own(connection) => return connection.run(),
+            Carrier::Fuser(session) => session,
+        };
+        match session.run() {
             Ok(()) => Ok(()),
             // Aborted through /sys/fs/fuse/connections, or by a forced unmount: an end like another.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::ENODEV)) => Ok(()),
