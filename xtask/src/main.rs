@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench_report;
 mod ci;
 mod conformance;
 mod tidy;
@@ -26,6 +27,8 @@ enum Task {
     ExternalSuites,
     /// Runs the external suites on plain, kernel overlayfs, the peers and ours; writes docs/conformance.md.
     Conformance(conformance::Arguments),
+    /// Measures ours beside native, kernel overlayfs and fuse-overlayfs; writes benches/results/DATE.
+    BenchReport(bench_report::Arguments),
 }
 
 /// The result of a task: a message for the user if it fails.
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::ExternalSuites => conformance::install(),
         Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::BenchReport(arguments) => bench_report::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
