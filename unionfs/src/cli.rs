@@ -157,35 +157,40 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     prepare_process();
     let mountpoint = PathBuf::from(mountpoint);
     if typed.foreground || options.debug {
-        return serve(&mountpoint, &options, None, Leaver::default());
+        return serve(&mountpoint, options, None, Leaver::default());
     }
     match daemon::split()? {
         Side::Parent(waiter) => Ok(waiter.wait()),
-        Side::Daemon(leaver) => serve(&mountpoint, &options, Some(inherited), leaver),
+        Side::Daemon(leaver) => serve(&mountpoint, options, Some(inherited), leaver),
     }
 }
 
 /// Opens the layers, mounts, and serves until the mount ends.
 fn serve(
     mountpoint: &Path,
-    options: &MountOptions,
+    mut options: MountOptions,
     inherited: Option<Inherited>,
     leaver: Leaver,
 ) -> Result<ExitCode, Failure> {
     start_log(options.debug);
+    let place = Place::of(mountpoint)?;
+    place.hide_from_layers(&mut options);
     // Layers first: from here on they are reached through descriptors only, so that one of them may lie below the
     // mount point, or be it.
-    let union = Arc::new(Union::open(options)?);
+    let union = Arc::new(Union::open(&options)?);
     for notice in union.notices() {
         tracing::info!("{notice}");
     }
     daemon::hold_signals()?;
-    let (device, target) = connect(mountpoint, options)?;
+    let (device, target) = match place {
+        Place::Directory(target) => (mount::mount(&target, &options)?, Some(target)),
+        Place::Connected(device) => (device, None),
+    };
     if let Some(inherited) = inherited {
         inherited.close();
     }
     let served = rustix::process::chdir("/").map_err(Failure::from).and_then(|()| {
-        let server = Server::connect(Arc::clone(&union), device, options)?;
+        let server = Server::connect(Arc::clone(&union), device, &options)?;
         Ok(daemon::run(server, union, target.clone(), leaver)?)
     });
     if served.is_err() {
@@ -197,16 +202,43 @@ fn serve(
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Mounts on `mountpoint`, or takes over what was mounted by the caller. The path is where the mount can be taken
-/// away again.
-fn connect(mountpoint: &Path, options: &MountOptions) -> Result<(OwnedFd, Option<PathBuf>), Failure> {
-    if let Some(device) = mount::handed_over(mountpoint)? {
-        return Ok((device, None));
+/// Where the mount comes to be.
+enum Place {
+    /// On this directory; the path is absolute and without symbolic links.
+    Directory(PathBuf),
+    /// Where the caller has mounted already; this is the device.
+    Connected(OwnedFd),
+}
+
+impl Place {
+    /// Finds out what the last argument names.
+    fn of(mountpoint: &Path) -> Result<Self, Failure> {
+        if let Some(device) = mount::handed_over(mountpoint)? {
+            return Ok(Self::Connected(device));
+        }
+        let shown = mountpoint.as_os_str().as_bytes().escape_ascii();
+        let target = std::fs::canonicalize(mountpoint).and_then(|target| {
+            let is_dir = std::fs::metadata(&target)?.is_dir();
+            if is_dir { Ok(target) } else { Err(std::io::Error::from_raw_os_error(libc::ENOTDIR)) }
+        });
+        target.map(Self::Directory).map_err(|error| format!("cannot mount on \"{shown}\": {error}").into())
     }
-    let target = std::fs::canonicalize(mountpoint).map_err(|error| {
-        format!("cannot mount on \"{}\": {error}", mountpoint.as_os_str().as_bytes().escape_ascii())
-    })?;
-    Ok((mount::mount(&target, options)?, Some(target)))
+
+    /// Keeps the union from showing its own mount point where that lies inside a layer: a lookup of it would wait
+    /// for itself.
+    fn hide_from_layers(&self, options: &mut MountOptions) {
+        let Self::Directory(target) = self else {
+            return;
+        };
+        let layers = options.upperdir.iter().chain(&options.lowerdir);
+        let inside = |layer: &PathBuf| {
+            std::fs::canonicalize(layer).is_ok_and(|layer| target.starts_with(&layer) && *target != layer)
+        };
+        if layers.into_iter().any(inside) {
+            complain(&"the mount point lies inside a layer and is not shown in the union");
+            options.hidden.push(target.clone());
+        }
+    }
 }
 
 /// Sets what the process as a whole needs: many descriptors, and no umask, because modes come from requests.
@@ -235,9 +267,10 @@ fn warn_about(warnings: &[Warning]) {
     }
 }
 
-/// Writes a line to standard error. If even that fails there is nobody left to tell.
+/// Writes one line to standard error. If even that fails there is nobody left to tell.
 fn complain(message: &dyn std::fmt::Display) {
-    if writeln!(std::io::stderr(), "{NAME}: {message}").is_err() {}
+    let line = message.to_string().replace('\n', ", ");
+    if writeln!(std::io::stderr(), "{NAME}: {line}").is_err() {}
 }
 
 fn print(text: &[u8]) -> Result<ExitCode, Failure> {

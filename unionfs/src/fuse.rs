@@ -16,6 +16,7 @@ mod sys;
 mod transport;
 pub mod wire;
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -127,7 +128,10 @@ impl FuseAdapter {
                 return Ok(answer);
             }
             Ok(Err(error)) => error,
-            Err(_panic) => Errno::IO.into(),
+            Err(panic) => {
+                tracing::error!("{op} of node {}: internal error: {}", ino.0, panic_text(&*panic));
+                Errno::IO.into()
+            }
         };
         if convert::is_unexpected(error.errno()) {
             self.counters.failures.fetch_add(1, Ordering::Relaxed);
@@ -168,6 +172,12 @@ impl FuseAdapter {
             FopenFlags::empty()
         }
     }
+}
+
+/// Returns what a panic said.
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 /// A reply that can be an error.
