@@ -128,17 +128,22 @@ pub struct IdView {
     pub fixed: Option<u32>,
     /// Shown for ids that the mapping does not cover.
     pub overflow: u32,
+    /// The kernel's id for owners without a place in this user namespace is shown as 0.
+    pub squash_overflow: bool,
 }
 
 impl Default for IdView {
     fn default() -> Self {
-        Self { map: IdMap::default(), fixed: None, overflow: DEFAULT_OVERFLOW_ID }
+        Self { map: IdMap::default(), fixed: None, overflow: DEFAULT_OVERFLOW_ID, squash_overflow: false }
     }
 }
 
 impl IdView {
     /// Returns the id to show for `disk`.
     pub fn shown(&self, disk: u32) -> u32 {
+        if self.squash_overflow && disk == self.overflow {
+            return self.fixed.unwrap_or(0);
+        }
         self.fixed.unwrap_or_else(|| self.map.to_shown(disk).unwrap_or(self.overflow))
     }
 
@@ -146,6 +151,18 @@ impl IdView {
     /// answers for an id without a place in the user namespace).
     pub fn disk(&self, shown: u32) -> Option<u32> {
         self.map.to_disk(shown)
+    }
+
+    /// Returns the id to give a copy of an object that belongs to `disk`.
+    pub fn carried(&self, disk: u32) -> u32 {
+        if self.squash_overflow && disk == self.overflow { 0 } else { disk }
+    }
+
+    /// Returns the view that shows owners without a place in this user namespace as 0.
+    #[must_use]
+    pub fn squashing_unmapped(mut self) -> Self {
+        self.squash_overflow = true;
+        self
     }
 
     /// Returns whether ids are shown as they are on disk.

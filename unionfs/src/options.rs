@@ -382,13 +382,13 @@ impl MountOptions {
     /// Returns how user ids are shown and stored; `overflow` is shown for ids that the mapping does not cover.
     pub fn uid_view(&self, overflow: u32) -> IdView {
         let fixed = self.squash_to_uid.or(self.squash_to_root.then_some(0));
-        IdView { map: self.uid_map.clone(), fixed, overflow }
+        IdView { map: self.uid_map.clone(), fixed, overflow, squash_overflow: false }
     }
 
     /// Returns how group ids are shown and stored; `overflow` is shown for ids that the mapping does not cover.
     pub fn gid_view(&self, overflow: u32) -> IdView {
         let fixed = self.squash_to_gid.or(self.squash_to_root.then_some(0));
-        IdView { map: self.gid_map.clone(), fixed, overflow }
+        IdView { map: self.gid_map.clone(), fixed, overflow, squash_overflow: false }
     }
 
     /// Checks what several options together can get wrong, and tells which of them have no effect.

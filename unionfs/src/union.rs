@@ -1,61 +1,147 @@
 //! The union: one public method per file system operation, plain arguments and plain results.
 //!
-//! SKELETON: signatures only, so that adapters, tests and benchmarks can be written against it.
-#![allow(unused_variables, clippy::todo, missing_docs, clippy::too_many_arguments)]
+//! Adapters decode a request, call one method and encode its result. Everything works without a mount.
 
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::error::Result;
+use crate::create::{self, New};
+use crate::error::{Errno, Error, Result};
+use crate::handles::DirHandle;
+use crate::inode::Inode;
+use crate::lookup::{DirView, Found, LowerPart};
+use crate::merge::{self, ListedName, Listing};
+use crate::name::FileName;
 use crate::options::MountOptions;
-use crate::request::*;
+use crate::rename::End;
+use crate::request::{
+    Attr, Caller, DirEntry, Entry, Fh, FileKind, NodeId, Opened, RenameMode, SetAttr, StatFs,
+};
+use crate::sys::{self, Stat};
+use crate::tree::Tree;
+use crate::{attr, file_io, lookup, remove, rename, xattr_ops};
+
+/// Positions of `.` and `..` in every listing; names follow.
+const DOTS: u64 = 2;
 
 /// A mounted stack of layers.
 #[derive(Debug)]
-pub struct Union {}
+pub struct Union {
+    tree: Tree,
+    notices: Vec<String>,
+}
 
 impl Union {
-    /// Opens the layers, checks and probes them.
+    /// Opens the layers, checks them against each other and probes the upper.
+    ///
+    /// # Errors
+    /// What is wrong with which layer. Nothing is left behind.
     pub fn open(options: &MountOptions) -> Result<Self> {
-        todo!()
+        let (tree, notices) = Tree::open(options)?;
+        Ok(Self { tree, notices })
     }
-    /// Facts and fallbacks decided at open, one line each, for `-d`.
+
+    /// Returns facts and fallbacks that were decided at open, a line each.
     pub fn notices(&self) -> &[String] {
-        todo!()
+        &self.notices
     }
+
+    /// Returns how many objects are known to the kernel or held by those that are.
+    pub fn inodes(&self) -> usize {
+        self.tree.table.count()
+    }
+
+    fn inode(&self, node: NodeId) -> Result<Arc<Inode>> {
+        self.tree.table.get(node)
+    }
+
+    fn entry(&self, inode: &Inode, stat: &Stat) -> Entry {
+        Entry { node: inode.id, attr: self.tree.attr(inode, stat) }
+    }
+
+    /// Finds a name and counts one lookup of its object.
+    ///
+    /// # Errors
+    /// ENOENT if there is none.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Entry> {
-        todo!()
+        let (inode, stat) = self.tree.lookup(&self.inode(parent)?, name)?;
+        if inode.kind == FileKind::Regular && inode.opens.load(Ordering::Relaxed) > 0 {
+            // What is open may have grown since its name was looked at.
+            let stat = self.tree.stat(&inode)?;
+            return Ok(self.entry(&inode, &stat));
+        }
+        Ok(self.entry(&inode, &stat))
     }
+
+    /// Takes back `nlookup` lookups.
     pub fn forget(&self, node: NodeId, nlookup: u64) {
-        todo!()
+        self.tree.table.forget(node, nlookup);
     }
-    pub fn getattr(&self, node: NodeId, fh: Option<Fh>) -> Result<Attr> {
-        todo!()
+
+    /// Returns the attributes.
+    pub fn getattr(&self, node: NodeId, _fh: Option<Fh>) -> Result<Attr> {
+        attr::getattr(&self.tree, &*self.inode(node)?)
     }
-    pub fn setattr(&self, caller: &Caller, node: NodeId, change: &SetAttr) -> Result<Attr> {
-        todo!()
+
+    /// Changes attributes and returns the new ones.
+    pub fn setattr(&self, _caller: &Caller, node: NodeId, change: &SetAttr) -> Result<Attr> {
+        self.tree.stack.upper()?;
+        attr::setattr(&self.tree, &self.inode(node)?, change)
     }
+
+    /// Returns the target of a symbolic link.
     pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
-        todo!()
+        let inode = self.inode(node)?;
+        if inode.kind != FileKind::Symlink {
+            return Err(Error::new(Errno::INVAL));
+        }
+        if !inode.on_upper() {
+            return self.tree.pin_lower(&inode)?.link_target();
+        }
+        let pin = self.tree.pin_upper(&inode)?;
+        Ok(rustix::fs::readlinkat(&pin, c"", Vec::new())?.into_bytes())
     }
-    /// `mode` has the type bits; fifo, socket, devices, regular.
+
+    /// Makes a fifo, socket, device or regular file; `mode` has the type bits.
     pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, rdev: u64) -> Result<Entry> {
-        todo!()
+        self.make(caller, parent, name, New::Node { mode, rdev })
     }
+
+    /// Makes a directory.
     pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
-        todo!()
+        self.make(caller, parent, name, New::Directory { mode })
     }
+
+    /// Makes a symbolic link.
     pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<Entry> {
-        todo!()
+        self.make(caller, parent, name, New::Symlink { target })
     }
+
+    fn make(&self, caller: &Caller, parent: NodeId, name: &[u8], new: New<'_>) -> Result<Entry> {
+        self.tree.stack.upper()?;
+        let (inode, stat, _) = create::create(&self.tree, caller, &self.inode(parent)?, name, new)?;
+        Ok(self.entry(&inode, &stat))
+    }
+
+    /// Gives an object another name.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> {
-        todo!()
+        self.tree.stack.upper()?;
+        create::link(&self.tree, &self.inode(node)?, &self.inode(parent)?, name)
     }
+
+    /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
-        todo!()
+        remove::unlink(&self.tree, &self.inode(parent)?, name)
     }
+
+    /// Removes an empty directory.
     pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<()> {
-        todo!()
+        remove::rmdir(&self.tree, &self.inode(parent)?, name)
     }
+
+    /// Moves or exchanges names.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -64,9 +150,14 @@ impl Union {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        todo!()
+        self.tree.stack.upper()?;
+        let (parent, new_parent) = (self.inode(parent)?, self.inode(new_parent)?);
+        let (from, to) = (End { parent: &parent, name }, End { parent: &new_parent, name: new_name });
+        rename::rename(&self.tree, from, to, mode)
     }
-    /// `flags`: open(2) flags. O_CREAT semantics: fails EEXIST if the name exists and O_EXCL is set.
+
+    /// Makes a regular file and opens it. `flags` are those of open(2): without `O_EXCL` a file that exists is
+    /// opened.
     pub fn create(
         &self,
         caller: &Caller,
@@ -75,102 +166,272 @@ impl Union {
         mode: u32,
         flags: u32,
     ) -> Result<(Entry, Opened)> {
-        todo!()
+        self.tree.stack.upper()?;
+        let parent_inode = self.inode(parent)?;
+        match create::create_open(&self.tree, caller, &parent_inode, name, mode) {
+            Err(error) if error.is(Errno::EXIST) && flags.cast_signed() & libc::O_EXCL == 0 => {}
+            result => return result,
+        }
+        let entry = self.lookup(parent, name)?;
+        match self.open_file(entry.node, flags, caller.uid != 0) {
+            Ok(opened) => Ok((Entry { attr: self.getattr(entry.node, None)?, ..entry }, opened)),
+            Err(error) => {
+                self.forget(entry.node, 1);
+                Err(error)
+            }
+        }
     }
-    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)> {
-        todo!()
+
+    /// Makes a regular file without a name and opens it.
+    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, _flags: u32) -> Result<(Entry, Opened)> {
+        self.tree.stack.upper()?;
+        create::tmpfile(&self.tree, caller, &self.inode(parent)?, mode)
     }
-    /// `kill_suidgid`: with O_TRUNC the caller may not keep set-id bits.
+
+    /// Opens a file. `kill_suidgid`: the caller may not keep set-id bits through `O_TRUNC`.
     pub fn open_file(&self, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
-        todo!()
+        file_io::open(&self.tree, &self.inode(node)?, flags, kill_suidgid)
     }
-    /// `fh` is None where the adapter keeps no handles (the kernel was told not to send OPEN).
-    pub fn read(&self, node: NodeId, fh: Option<Fh>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        todo!()
+
+    /// Reads until `buffer` is full or the file ends. `fh` is not needed: the node knows what serves it.
+    pub fn read(&self, node: NodeId, _fh: Option<Fh>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        file_io::read(&self.tree, &*self.inode(node)?, offset, buffer)
     }
+
+    /// Writes all of `data`. `kill_suidgid`: the caller may not keep set-id bits.
     pub fn write(
         &self,
         node: NodeId,
-        fh: Option<Fh>,
+        _fh: Option<Fh>,
         offset: u64,
         data: &[u8],
         kill_suidgid: bool,
     ) -> Result<usize> {
-        todo!()
+        file_io::write(&self.tree, &self.inode(node)?, offset, data, kill_suidgid)
     }
-    pub fn flush(&self, node: NodeId, fh: Option<Fh>) -> Result<()> {
-        todo!()
+
+    /// Called when a descriptor is closed: every write was done when it was answered, so nothing is pending.
+    pub fn flush(&self, node: NodeId, _fh: Option<Fh>) -> Result<()> {
+        self.inode(node).map(drop)
     }
-    pub fn fsync(&self, node: NodeId, fh: Option<Fh>, datasync: bool) -> Result<()> {
-        todo!()
+
+    /// Writes a file back to the disk.
+    pub fn fsync(&self, node: NodeId, _fh: Option<Fh>, datasync: bool) -> Result<()> {
+        file_io::fsync(&self.tree, &*self.inode(node)?, datasync)
     }
+
+    /// Closes a handle.
     pub fn release(&self, fh: Fh) {
-        todo!()
+        if let Some(handle) = self.tree.files.remove(fh) {
+            file_io::release(&handle);
+        }
     }
-    pub fn fallocate(&self, node: NodeId, fh: Option<Fh>, offset: u64, length: u64, mode: u32) -> Result<()> {
-        todo!()
+
+    /// Allocates, punches or zeroes a range.
+    pub fn fallocate(&self, node: NodeId, _fh: Option<Fh>, offset: u64, length: u64, mode: u32) -> Result<()> {
+        file_io::fallocate(&self.tree, &self.inode(node)?, offset, length, mode)
     }
-    pub fn lseek(&self, node: NodeId, fh: Option<Fh>, offset: u64, whence: u32) -> Result<u64> {
-        todo!()
+
+    /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`).
+    pub fn lseek(&self, node: NodeId, _fh: Option<Fh>, offset: u64, whence: u32) -> Result<u64> {
+        file_io::lseek(&self.tree, &*self.inode(node)?, offset, whence)
     }
+
+    /// Copies between two open files: (node, handle, offset) each.
     pub fn copy_file_range(
         &self,
         source: (NodeId, Option<Fh>, u64),
         target: (NodeId, Option<Fh>, u64),
         len: u64,
     ) -> Result<u64> {
-        todo!()
+        let (from, to) = (self.inode(source.0)?, self.inode(target.0)?);
+        file_io::copy_file_range(&self.tree, (&from, source.2), (&to, target.2), len)
     }
+
+    /// Opens a directory.
     pub fn opendir(&self, node: NodeId) -> Result<Fh> {
-        todo!()
+        let inode = self.inode(node)?;
+        if !inode.is_dir() {
+            return Err(Error::new(Errno::NOTDIR));
+        }
+        Ok(self.tree.dirs.insert(DirHandle { inode, listing: parking_lot::Mutex::new(None) }))
     }
-    /// Gives entries from `offset` on until the listing ends or `sink` breaks (the entry it breaks on is not consumed).
+
+    /// Gives the entries from `offset` on, until the listing ends or `sink` breaks: what it breaks on is not consumed.
     pub fn readdir(
         &self,
-        node: NodeId,
+        _node: NodeId,
         fh: Fh,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
-        todo!()
+        let handle = self.tree.dirs.get(fh)?;
+        let (listing, _) = self.listing_for(&handle, offset)?;
+        let devices = self.devices(&handle.inode)?;
+        self.each_entry(&handle.inode, &listing, offset, &devices, &mut |entry, _| sink(entry))
     }
-    /// As readdir with a looked-up entry each (None for `.` and `..` and for names that vanished); a lookup is counted
-    /// for each entry that `sink` continues on.
+
+    /// As [`Self::readdir`], each entry looked up: `None` for `.`, `..` and names that are gone. A lookup is counted
+    /// for each entry that `sink` goes on from.
     pub fn readdirplus(
         &self,
-        node: NodeId,
+        _node: NodeId,
         fh: Fh,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<Entry>) -> ControlFlow<()>,
     ) -> Result<()> {
-        todo!()
+        let handle = self.tree.dirs.get(fh)?;
+        let (listing, version) = self.listing_for(&handle, offset)?;
+        let devices = self.devices(&handle.inode)?;
+        self.each_entry(&handle.inode, &listing, offset, &devices, &mut |entry, listed| {
+            let Some(listed) = listed else { return sink(entry, None) };
+            let Some((inode, stat)) = self.look_up_listed(&handle.inode, &listed, version) else {
+                return sink(entry, None);
+            };
+            let looked_up = self.entry(&inode, &stat);
+            let flow = sink(DirEntry { ino: looked_up.attr.ino, ..entry }, Some(looked_up));
+            if flow.is_break() {
+                self.tree.table.forget(inode.id, 1);
+            }
+            flow
+        })
     }
+
+    /// Returns the names for a read at `offset`: those that the handle holds, or at the beginning those of now.
+    fn listing_for(&self, handle: &DirHandle, offset: u64) -> Result<(Arc<Listing>, u64)> {
+        let mut held = handle.listing.lock();
+        let version = handle.inode.version.load(Ordering::Acquire);
+        if let (Some(listing), true) = (&*held, offset > 0) {
+            return Ok((Arc::clone(listing), version));
+        }
+        let listing = self.tree.listing(&handle.inode)?;
+        *held = Some(Arc::clone(&listing));
+        Ok((listing, version))
+    }
+
+    /// Returns the device of each part of a directory, by the layer's index in a listing.
+    fn devices(&self, dir: &Inode) -> Result<Vec<(merge::ListedLayer, u64)>> {
+        let mut devices = Vec::new();
+        if let (Some(upper), true) = (&self.tree.stack.upper, dir.on_upper()) {
+            devices.push((merge::UPPER, upper.identity().0));
+        }
+        for lower in &*dir.lower_dirs() {
+            let layer = merge::ListedLayer::try_from(lower.layer + 1).unwrap_or(merge::ListedLayer::MAX);
+            devices.push((layer, lower.identity.0));
+        }
+        Ok(devices)
+    }
+
+    fn each_entry(
+        &self,
+        dir: &Inode,
+        listing: &Listing,
+        offset: u64,
+        devices: &[(merge::ListedLayer, u64)],
+        sink: &mut dyn FnMut(DirEntry<'_>, Option<ListedName<'_>>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let parent_ino = dir.place().map_or(dir.ino, |place| place.parent.ino);
+        for (at, name, ino) in [(0, &b"."[..], dir.ino), (1, b"..", parent_ino)] {
+            let entry = DirEntry { name, ino, kind: FileKind::Directory, next_offset: at + 1 };
+            if at >= offset && sink(entry, None).is_break() {
+                return Ok(());
+            }
+        }
+        let mut index = usize::try_from(offset.saturating_sub(DOTS)).unwrap_or(usize::MAX);
+        while let Some(listed) = listing.get(index) {
+            let device = devices.iter().find(|(layer, _)| *layer == listed.layer).map_or(0, |(_, dev)| *dev);
+            let entry = DirEntry {
+                name: listed.name,
+                ino: self.tree.listed_ino(device, &listed),
+                kind: listed.kind,
+                next_offset: index as u64 + DOTS + 1,
+            };
+            if sink(entry, Some(listed)).is_break() {
+                break;
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// Looks a listed name up, on the one layer that serves it if the listing is still right. `None` if it is gone.
+    fn look_up_listed(
+        &self,
+        parent: &Arc<Inode>,
+        listed: &ListedName<'_>,
+        version: u64,
+    ) -> Option<(Arc<Inode>, Stat)> {
+        if parent.version.load(Ordering::Acquire) == version
+            && let Ok(Some(found)) = self.find_listed(parent, listed)
+            && let Ok(name) = FileName::new(listed.name)
+            && let Some(entered) = self.tree.enter(parent, name, found, version)
+        {
+            return Some(entered);
+        }
+        self.tree.lookup(parent, listed.name).ok()
+    }
+
+    fn find_listed(&self, parent: &Inode, listed: &ListedName<'_>) -> Result<Option<Found>> {
+        let hold = self.tree.hold(parent)?;
+        if listed.layer == merge::UPPER {
+            if listed.kind == FileKind::Directory {
+                return hold.find(listed.name);
+            }
+            let stat = sys::stat_at(self.tree.upper_fd(parent)?.as_fd(), listed.name)?;
+            return Ok(Some(Found { stat, upper: Some(None), lower: LowerPart::None }));
+        }
+        let serves = |dir: &crate::stack::lower::LowerDir| dir.layer + 1 == usize::from(listed.layer);
+        let Some(at) = hold.lowers.iter().position(|dir| serves(dir)) else { return Ok(None) };
+        let lowers = hold.lowers.get(at..).unwrap_or_default();
+        if listed.kind == FileKind::Directory {
+            let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
+            return lookup::find(&self.tree.stack, &view, listed.name);
+        }
+        let Some(dir) = lowers.first() else { return Ok(None) };
+        let stat = self.tree.stack.lower(dir)?.stat(&self.tree.stack.fds, dir, listed.name)?;
+        Ok(Some(Found { stat, upper: None, lower: LowerPart::File(Arc::clone(dir)) }))
+    }
+
+    /// Closes a directory.
     pub fn releasedir(&self, fh: Fh) {
-        todo!()
+        drop(self.tree.dirs.remove(fh));
     }
+
+    /// Writes a directory back to the disk.
     pub fn fsyncdir(&self, node: NodeId, datasync: bool) -> Result<()> {
-        todo!()
+        file_io::fsyncdir(&self.tree, &*self.inode(node)?, datasync)
     }
+
+    /// Returns file system totals.
     pub fn statfs(&self) -> Result<StatFs> {
-        todo!()
+        attr::statfs(&self.tree)
     }
-    /// `flags`: XATTR_CREATE, XATTR_REPLACE.
+
+    /// Sets an extended attribute; `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
     pub fn setxattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-        todo!()
+        self.tree.stack.upper()?;
+        xattr_ops::set(&self.tree, &self.inode(node)?, name, value, flags)
     }
-    /// The whole value; the adapter applies the size rules (ERANGE).
+
+    /// Returns the whole value of an extended attribute.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        todo!()
+        xattr_ops::get(&self.tree, &*self.inode(node)?, name)
     }
-    /// Names, each ended by NUL.
+
+    /// Returns the names of the extended attributes, each ended by NUL.
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        todo!()
+        xattr_ops::list(&self.tree, &*self.inode(node)?)
     }
+
+    /// Removes an extended attribute.
     pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
-        todo!()
+        self.tree.stack.upper()?;
+        xattr_ops::remove(&self.tree, &self.inode(node)?, name)
     }
-    /// Flushes what is pending and gives up the workdir; after it no call may come.
+
+    /// Called when the mount is gone. Every change is on its layer already; what `fsync` promises was kept when it
+    /// was asked.
     pub fn destroy(&self) {
-        todo!()
+        tracing::debug!(inodes = self.inodes(), "unmounted");
     }
 }

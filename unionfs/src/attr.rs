@@ -1,0 +1,133 @@
+//! Attributes: reading and changing them, and file system totals.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
+
+use crate::copy_up::{self, Need};
+use crate::error::{Errno, Error, Result};
+use crate::file_io;
+use crate::inode::Inode;
+use crate::name::NAME_MAX;
+use crate::ondisk::WHITEOUT_PREFIX;
+use crate::request::{Attr, FileKind, SetAttr, SetTime, StatFs};
+use crate::stack::probe::WhiteoutForm;
+use crate::sys::{self, Stat};
+use crate::tree::Tree;
+
+/// Nanoseconds value that means "leave this time as it is" to utimensat(2).
+const UTIME_OMIT: i64 = libc::UTIME_OMIT;
+/// Nanoseconds value that means "now".
+const UTIME_NOW: i64 = libc::UTIME_NOW;
+
+/// Returns the attributes to show.
+pub fn getattr(tree: &Tree, inode: &Inode) -> Result<Attr> {
+    let stat = tree.stat(inode)?;
+    Ok(tree.attr(inode, &stat))
+}
+
+/// Changes attributes, in the order size, owner, mode, times: the earlier ones change the later ones by themselves.
+///
+/// # Errors
+/// EISDIR and EINVAL for the size of what has none, EINVAL for an id that the mapping cannot store.
+pub fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
+    if change.size.is_some() && inode.kind != FileKind::Regular {
+        return Err(Error::new(if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
+    }
+    let need = if change.size == Some(0) { Need::Truncate } else { Need::Data };
+    copy_up::ensure_upper(tree, inode, need)?;
+    if let Some(size) = change.size {
+        file_io::truncate(tree, inode, size, change.kill_suidgid)?;
+    }
+    let owner = wanted_owner(tree, change)?;
+    if owner.is_none() && change.mode.is_none() && change.atime.is_none() && change.mtime.is_none() {
+        return getattr(tree, inode);
+    }
+    let pin = tree.pin_upper(inode)?;
+    if let Some((uid, gid)) = owner {
+        match rustix::fs::chownat(&pin, c"", uid, gid, AtFlags::EMPTY_PATH) {
+            Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => {}
+            result => result?,
+        }
+    }
+    if let Some(mode) = change.mode {
+        set_mode(inode, pin.as_fd(), mode)?;
+    }
+    if change.atime.is_some() || change.mtime.is_some() {
+        set_times(pin.as_fd(), change)?;
+    }
+    let stat = sys::stat_fd(pin.as_fd())?;
+    file_io::note_mode(inode, stat.mode);
+    Ok(tree.attr(inode, &stat))
+}
+
+type Owner = (Option<Uid>, Option<Gid>);
+
+/// Returns the ids to store, `None` if no owner is to be changed: not asked, or squashed.
+fn wanted_owner(tree: &Tree, change: &SetAttr) -> Result<Option<Owner>> {
+    let invalid = Error::new(Errno::INVAL);
+    let uid = change.uid.filter(|_| tree.uids.fixed.is_none());
+    let gid = change.gid.filter(|_| tree.gids.fixed.is_none());
+    let uid = uid.map(|uid| tree.uids.disk(uid).ok_or(Error::new(Errno::INVAL))).transpose()?;
+    let gid = gid.map(|gid| tree.gids.disk(gid).ok_or(invalid)).transpose()?;
+    Ok((uid.is_some() || gid.is_some()).then(|| (uid.map(Uid::from_raw), gid.map(Gid::from_raw))))
+}
+
+fn set_mode(inode: &Inode, pin: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    if inode.kind == FileKind::Symlink {
+        return Err(Error::new(Errno::OPNOTSUPP));
+    }
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    Ok(rustix::fs::chmodat(CWD, sys::proc_path(pin), mode, AtFlags::empty())?)
+}
+
+fn set_times(pin: BorrowedFd<'_>, change: &SetAttr) -> Result<()> {
+    let time = |time: Option<SetTime>| match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(at)) => Timespec { tv_sec: at.sec, tv_nsec: at.nsec.into() },
+    };
+    let times = Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) };
+    match rustix::fs::utimensat(pin, c"", &times, AtFlags::EMPTY_PATH) {
+        Err(Errno::INVAL) => {}
+        result => return Ok(result?),
+    }
+    Ok(rustix::fs::utimensat(CWD, sys::proc_path(pin), &times, AtFlags::empty())?)
+}
+
+/// Returns the totals of the upper's file system, or of the top lower's in a read-only mount.
+pub fn statfs(tree: &Tree) -> Result<StatFs> {
+    let mut namelen = NAME_MAX;
+    let totals = match &tree.stack.upper {
+        Some(upper) => {
+            if upper.features.whiteouts == WhiteoutForm::DotWh {
+                // A longer name could not be whited out.
+                namelen -= WHITEOUT_PREFIX.len();
+            }
+            rustix::fs::fstatvfs(upper.root_fd())?
+        }
+        None => tree.stack.lowers.first().ok_or(Error::new(Errno::IO))?.statvfs()?,
+    };
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    Ok(StatFs {
+        blocks: totals.f_blocks,
+        bfree: totals.f_bfree,
+        bavail: totals.f_bavail,
+        files: totals.f_files,
+        ffree: totals.f_ffree,
+        bsize: small(totals.f_bsize),
+        namelen: small(totals.f_namemax).min(u32::try_from(namelen).unwrap_or(u32::MAX)),
+        frsize: small(totals.f_frsize),
+    })
+}
+
+/// Returns the mode without the set-id bits that an unprivileged change of the data takes away.
+pub fn without_set_id(stat: &Stat) -> Option<u32> {
+    let mode = stat.mode & 0o7777;
+    let mut kept = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP != 0 {
+        kept &= !libc::S_ISGID;
+    }
+    (kept != mode).then_some(kept)
+}

@@ -1,0 +1,214 @@
+//! How a lower object becomes an upper one.
+//!
+//! Built in the workdir, published by one rename: a reader sees all of it or nothing, and an error on the way drops
+//! the temporary object. Callers say what they need and know nothing more. The copying holds only the object's own
+//! `copy_up` lock: lookups, and reads of the object itself, go on.
+
+mod metadata;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+
+use crate::error::{Errno, Error, Result};
+use crate::inode::{Data, Inode, Lower, Place, UpperFile};
+use crate::inode_table::ObjectKey;
+use crate::request::FileKind;
+use crate::stack::lower::LowerFile;
+use crate::stack::upper::UpperLayer;
+use crate::stack::workdir::Temp;
+use crate::sys::{self, Stat};
+use crate::tree::{Tree, no_whiteouts};
+
+/// How much of the object the caller needs on the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// All of it.
+    Data,
+    /// Everything but the data, which the caller throws away: an empty file.
+    Truncate,
+}
+
+/// Makes sure that an object, and so every directory above it, is on the upper.
+///
+/// # Errors
+/// EROFS without an upper; ENOENT if the object was removed and is a directory; what the layers answer. The union
+/// is then as it was.
+pub fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
+    tree.stack.upper()?;
+    while !inode.on_upper() {
+        // Topmost first, and no recursion: trees may be deep.
+        let mut target = Arc::clone(inode);
+        while let Some(place) = target.place() {
+            if place.parent.on_upper() {
+                break;
+            }
+            target = place.parent;
+        }
+        let need = if target.id == inode.id { need } else { Need::Data };
+        lift(tree, &target, need)?;
+    }
+    Ok(())
+}
+
+/// Copies one object up whose parent is on the upper.
+fn lift(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
+    let _single_flight = inode.copy_up.lock();
+    if inode.on_upper() {
+        return Ok(());
+    }
+    let upper = tree.stack.upper()?;
+    let name = inode.place().map(|place| place.name);
+    let label = name.as_ref().map_or(&b"(unlinked)"[..], |name| name.as_bytes()).to_vec();
+    let job = CopyUp { tree, upper, inode, need };
+    job.run().map_err(|error| error.during("copy up", label))
+}
+
+/// One copy-up.
+struct CopyUp<'a> {
+    tree: &'a Tree,
+    upper: &'a UpperLayer,
+    inode: &'a Arc<Inode>,
+    need: Need,
+}
+
+/// The object in the workdir, with what keeps it open.
+struct Built<'a> {
+    temp: Temp<'a>,
+    /// For reading and writing if it is a regular file, else for attributes.
+    fd: OwnedFd,
+}
+
+impl CopyUp<'_> {
+    fn run(&self) -> Result<()> {
+        let source = self.tree.pin_lower(self.inode)?;
+        let stat = source.stat()?;
+        let built = self.build(&source, &stat)?;
+        self.publish(built, &stat)
+    }
+
+    fn build(&self, source: &LowerFile, stat: &Stat) -> Result<Built<'_>> {
+        let temp = self.upper.workdir.temp();
+        let fd = self.make(&temp, source, stat)?;
+        if stat.kind() == FileKind::Regular && self.need == Need::Data && stat.size > 0 {
+            self.copy_data(fd.as_fd(), stat)?;
+        }
+        metadata::copy(self.tree, source, stat, fd.as_fd(), self.need)?;
+        let synced = self.tree.policy.sync_copy_up && self.need == Need::Data && stat.size > 0;
+        if stat.kind() == FileKind::Regular && synced {
+            sys::retry(|| rustix::fs::fdatasync(&fd))?;
+        }
+        Ok(Built { temp, fd })
+    }
+
+    /// Makes an empty object of the right type.
+    fn make(&self, temp: &Temp<'_>, source: &LowerFile, stat: &Stat) -> Result<OwnedFd> {
+        let (work, name) = (self.upper.workdir.fd(), temp.name());
+        match stat.kind() {
+            FileKind::Regular => {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+                return Ok(sys::open_at(work, name, flags, 0o600)?);
+            }
+            FileKind::Directory => rustix::fs::mkdirat(work, name, Mode::RWXU)?,
+            FileKind::Symlink => rustix::fs::symlinkat(source.link_target()?.as_slice(), work, name)?,
+            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
+                let kind = FileType::from_raw_mode(stat.mode);
+                rustix::fs::mknodat(work, name, kind, Mode::from_raw_mode(0o600), stat.rdev)?;
+            }
+        }
+        Ok(sys::pin_at(work, name)?)
+    }
+
+    fn copy_data(&self, to: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+        let Lower::File(dir, name) = self.inode.state.read().lower.clone() else {
+            return Err(Error::new(Errno::IO));
+        };
+        let layer = self.tree.stack.lower(&dir)?;
+        let file = layer.open_data(&self.tree.stack.fds, &dir, &name)?;
+        file.copy_data_to(to, stat.size, &layer.no_reflink)
+    }
+
+    /// Moves the object to its place and makes the node serve it: disk first, then memory.
+    fn publish(&self, built: Built<'_>, stat: &Stat) -> Result<()> {
+        loop {
+            let Some(place) = self.inode.place() else { return self.keep_unlinked(built) };
+            let _names = place.parent.names.lock();
+            // Renamed or unlinked while it was copied: look again.
+            if !self.inode.state.read().place.as_ref().is_some_and(|now| now.is(&place.parent, place.name.as_bytes()))
+            {
+                continue;
+            }
+            return self.publish_at(&place, built, stat);
+        }
+    }
+
+    /// Preconditions: `place.parent.names` is held.
+    fn publish_at(&self, place: &Place, built: Built<'_>, stat: &Stat) -> Result<()> {
+        let parent = self.tree.upper_fd(&place.parent)?;
+        let before = sys::stat_fd(parent.as_fd())?;
+        let new = sys::stat_fd(built.fd.as_fd())?;
+        // Readers that began before see the old file to their end; who comes after sees the new one.
+        let mut data = self.inode.data.write();
+        built.temp.publish(parent.as_fd(), place.name.as_bytes(), RenameFlags::NOREPLACE)?;
+        restore_times(parent.as_fd(), &before)?;
+        {
+            let mut state = self.inode.state.write();
+            state.upper = Some(new.ino);
+            if self.inode.is_dir() {
+                state.upper_whiteouts = no_whiteouts();
+            } else {
+                state.lower = Lower::None;
+            }
+        }
+        let key = ObjectKey::upper(self.tree.stack.device_index(new.dev), new.ino);
+        self.tree.table.rekey(self.inode, key, Some(&place.parent));
+        self.serve(&mut data, built.fd, stat);
+        Ok(())
+    }
+
+    /// The object lost its last name meanwhile: it goes on without one.
+    fn keep_unlinked(&self, built: Built<'_>) -> Result<()> {
+        if self.inode.is_dir() {
+            return Err(Error::new(Errno::NOENT));
+        }
+        let stat = sys::stat_fd(built.fd.as_fd())?;
+        let pin = sys::pin_at(self.upper.workdir.fd(), built.temp.name())?;
+        let mut data = self.inode.data.write();
+        {
+            let mut state = self.inode.state.write();
+            state.upper = Some(stat.ino);
+            state.pinned = Some(Arc::new(pin));
+            state.lower = Lower::None;
+        }
+        self.tree.table.unkey(self.inode);
+        self.serve(&mut data, built.fd, &stat);
+        drop(built.temp);
+        Ok(())
+    }
+
+    /// Switches open handles to the new file.
+    fn serve(&self, data: &mut Option<Data>, fd: OwnedFd, stat: &Stat) {
+        if self.inode.kind == FileKind::Regular && data.is_some() {
+            let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+            *data = Some(Data::Upper(UpperFile { fd, writable: true, may_have_suid }));
+        }
+    }
+}
+
+/// Gives a directory the times it had: copying an object up is no change to the directory that holds it.
+pub fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> Result<()> {
+    set_times(dir, before)
+}
+
+/// Sets the access and modification times of an open object, also of one opened for attributes only.
+fn set_times(fd: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+    let time = |t: crate::request::Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
+    let times = Timestamps { last_access: time(stat.atime), last_modification: time(stat.mtime) };
+    match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
+        Err(Errno::INVAL) => {}
+        result => return Ok(result?),
+    }
+    // Before Linux 5.8 only the magic link reaches a descriptor that was opened with O_PATH.
+    Ok(rustix::fs::utimensat(rustix::fs::CWD, sys::proc_path(fd), &times, AtFlags::empty())?)
+}

@@ -1,0 +1,81 @@
+//! Owner, attributes, mode and times of a copied-up object: the order, and every errno that is tolerated.
+//!
+//! From user space the order differs from the kernel's. write(2) and chown(2) drop `security.capability`, and
+//! chown(2) the set-id bits too, so both come before them. Without privilege a `user.*` attribute cannot be set on a file
+//! that its mode makes read-only, so those come before the mode. chmod(2) and setxattr(2) leave the times alone, so
+//! these come last.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+
+use crate::copy_up::{Need, set_times};
+use crate::error::{Errno, Result};
+use crate::ondisk;
+use crate::request::FileKind;
+use crate::stack::lower::LowerFile;
+use crate::sys::{self, Stat};
+use crate::tree::Tree;
+
+const CAPABILITY: &[u8] = b"security.capability";
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+/// Gives `to`, an object in the workdir, everything that `source` has but its data.
+pub(super) fn copy(tree: &Tree, source: &LowerFile, stat: &Stat, to: BorrowedFd<'_>, need: Need) -> Result<()> {
+    let names = match source.xattr_names() {
+        Ok(names) => names,
+        Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::NOSYS) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let is_user = |name: &[u8]| name.starts_with(b"user.");
+    for name in sys::xattr::names(&names).filter(|name| is_user(name)) {
+        copy_xattr(source, to, name)?;
+    }
+    copy_owner(tree, stat, to)?;
+    if stat.kind() != FileKind::Symlink {
+        let mode = Mode::from_raw_mode(stat.mode & 0o7777);
+        rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?;
+    }
+    for name in sys::xattr::names(&names).filter(|name| !is_user(name)) {
+        // A truncated file loses its capability, as with truncate(2).
+        if need == Need::Data || name != CAPABILITY {
+            copy_xattr(source, to, name)?;
+        }
+    }
+    if need == Need::Data {
+        set_times(to, stat)?;
+    }
+    Ok(())
+}
+
+fn copy_xattr(source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    if ondisk::is_private_xattr(name) {
+        return Ok(());
+    }
+    let value = match source.xattr(name) {
+        // Listed, but not for this process to read, or gone: it cannot be kept.
+        Err(error) if error.is(Errno::NODATA) || error.is(Errno::PERM) || error.is(Errno::ACCESS) => return Ok(()),
+        result => result?,
+    };
+    match sys::xattr::set(to, name, &value, 0) {
+        // The upper cannot hold what the lower shows: another file system, or no privilege for the namespace.
+        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) if name != ACCESS_ACL => Ok(()),
+        // Owners named in an ACL without a place in this user namespace.
+        Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::INVAL) if name == ACCESS_ACL => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn copy_owner(tree: &Tree, stat: &Stat, to: BorrowedFd<'_>) -> Result<()> {
+    let now = sys::stat_fd(to)?;
+    let (uid, gid) = (tree.uids.carried(stat.uid), tree.gids.carried(stat.gid));
+    let uid = (now.uid != uid).then(|| Uid::from_raw(uid));
+    let gid = (now.gid != gid).then(|| Gid::from_raw(gid));
+    if uid.is_none() && gid.is_none() {
+        return Ok(());
+    }
+    match rustix::fs::chownat(to, c"", uid, gid, AtFlags::EMPTY_PATH) {
+        Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => Ok(()),
+        result => Ok(result?),
+    }
+}

@@ -1,0 +1,446 @@
+//! Making new objects: files, directories, nodes, symbolic links, hard links, unnamed files.
+//!
+//! An object is made in its place if that makes it right in one step; else it is built in the workdir and published
+//! by one rename: over a whiteout, or when it must belong to somebody else than this process.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+
+use crate::copy_up::{self, Need};
+use crate::error::{Errno, Error, Result};
+use crate::handles::FileHandle;
+use crate::inode::{Data, Inode, State, UpperFile};
+use crate::inode_table::ObjectKey;
+use crate::lookup::{self, Found, LowerPart};
+use crate::name::{self, FileName};
+use crate::ondisk::{self, NameClass};
+use crate::request::{Caller, Entry, FileKind, NodeId, Opened};
+use crate::stack::probe::WhiteoutForm;
+use crate::sys::{self, Stat};
+use crate::tree::{Tree, no_whiteouts};
+
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+/// What to make.
+#[derive(Clone, Copy, Debug)]
+pub enum New<'a> {
+    /// A regular file, to be opened.
+    File {
+        /// Permission bits, umask not applied.
+        mode: u32,
+    },
+    /// A directory.
+    Directory {
+        /// Permission bits, umask not applied.
+        mode: u32,
+    },
+    /// A fifo, socket, device or regular file.
+    Node {
+        /// Type and permission bits, umask not applied.
+        mode: u32,
+        /// Device number.
+        rdev: u64,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where it points.
+        target: &'a [u8],
+    },
+}
+
+impl New<'_> {
+    const fn mode(&self) -> u32 {
+        match self {
+            Self::File { mode } | Self::Directory { mode } | Self::Node { mode, .. } => *mode & 0o7777,
+            Self::Symlink { .. } => 0o777,
+        }
+    }
+
+    const fn is_symlink(&self) -> bool {
+        matches!(self, Self::Symlink { .. })
+    }
+}
+
+/// What stands in the upper where the new name goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Covered {
+    /// Nothing: nothing was ever deleted there.
+    No,
+    /// A whiteout in kernel overlayfs' form.
+    CharWhiteout,
+    /// A `.wh.NAME` beside it.
+    DotWh,
+}
+
+/// Checks that a user may give an object this name.
+///
+/// # Errors
+/// EINVAL for names that would be marks; ENAMETOOLONG for names whose whiteout could not be written.
+pub fn check_new_name(tree: &Tree, name: &[u8]) -> Result<()> {
+    name::check(name)?;
+    if ondisk::classify(name) != NameClass::Plain {
+        return Err(Error::new(Errno::INVAL));
+    }
+    let form = tree.stack.upper()?.features.whiteouts;
+    if form == WhiteoutForm::DotWh && name.len() + ondisk::WHITEOUT_PREFIX.len() > name::NAME_MAX {
+        return Err(Error::new(Errno::NAMETOOLONG));
+    }
+    Ok(())
+}
+
+/// Makes an object and counts one lookup of it. The descriptor is of a regular file, for reading and writing.
+pub fn create(
+    tree: &Tree,
+    caller: &Caller,
+    parent: &Arc<Inode>,
+    name: &[u8],
+    new: New<'_>,
+) -> Result<(Arc<Inode>, Stat, Option<OwnedFd>)> {
+    check_new_name(tree, name)?;
+    if let New::Node { mode, rdev } = new
+        && mode & libc::S_IFMT == libc::S_IFCHR
+        && rdev == 0
+    {
+        // A whiteout; kernel overlayfs answers the same.
+        return Err(Error::new(Errno::PERM));
+    }
+    copy_up::ensure_upper(tree, parent, Need::Data)?;
+    let _names = parent.names.lock();
+    let dir = Target { tree, caller, parent, fd: tree.upper_fd(parent)?, name };
+    let (stat, fd) = dir.make(new)?;
+    let (inode, stat) = dir.enter(stat, fd.is_none())?;
+    Ok((inode, stat, fd))
+}
+
+/// A name about to be made.
+struct Target<'a> {
+    tree: &'a Tree,
+    caller: &'a Caller,
+    parent: &'a Arc<Inode>,
+    fd: crate::stack::lower::DirFd<'a>,
+    name: &'a [u8],
+}
+
+impl Target<'_> {
+    fn make(&self, new: New<'_>) -> Result<(Stat, Option<OwnedFd>)> {
+        if self.parent.state.read().unlinked {
+            return Err(Error::new(Errno::NOENT));
+        }
+        let covered = covered(self.tree, self.parent, self.fd.as_fd(), self.name)?;
+        let inherits = has_default_acl(self.tree, self.parent)?;
+        let mode = if inherits { new.mode() } else { new.mode() & !self.caller.umask };
+        if covered == Covered::No && self.owner_is_ours() {
+            match make_at(self.fd.as_fd(), self.name, new, mode) {
+                Ok(fd) => return self.finish(self.fd.as_fd(), self.name, fd, new, mode, inherits),
+                Err(Errno::EXIST) if self.is_stray_whiteout() => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        self.make_in_workdir(new, mode, inherits, covered)
+    }
+
+    /// Objects that this process makes belong to it; that is right if it is who asks.
+    fn owner_is_ours(&self) -> bool {
+        let (uid, gid) = self.wanted_owner();
+        let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        uid.is_none_or(|uid| uid == ours.0) && gid.is_none_or(|gid| gid == ours.1)
+    }
+
+    /// The ids to store; `None` where they are squashed and so stay this process's.
+    fn wanted_owner(&self) -> (Option<u32>, Option<u32>) {
+        let tree = self.tree;
+        let uid = if tree.uids.fixed.is_some() { None } else { tree.uids.disk(self.caller.uid) };
+        let gid = if tree.gids.fixed.is_some() { None } else { tree.gids.disk(self.caller.gid) };
+        (uid, gid)
+    }
+
+    /// A whiteout in a directory that has no lowers: another program left it.
+    fn is_stray_whiteout(&self) -> bool {
+        sys::stat_at(self.fd.as_fd(), self.name).is_ok_and(|stat| stat.is_whiteout())
+    }
+
+    fn make_in_workdir(
+        &self,
+        new: New<'_>,
+        mode: u32,
+        inherits: bool,
+        covered: Covered,
+    ) -> Result<(Stat, Option<OwnedFd>)> {
+        let upper = self.tree.stack.upper()?;
+        // What is made inside a directory with the parent's default ACL inherits as it would in the parent.
+        let nursery = upper.workdir.temp();
+        rustix::fs::mkdirat(upper.workdir.fd(), nursery.name(), Mode::RWXU)?;
+        let nest = sys::open_at(upper.workdir.fd(), nursery.name(), OFlags::PATH | OFlags::DIRECTORY, 0)?;
+        if inherits {
+            let acl = sys::xattr::get(self.fd.as_fd(), DEFAULT_ACL)?;
+            sys::xattr::set(nest.as_fd(), DEFAULT_ACL, &acl, 0)?;
+        }
+        let made = make_at(nest.as_fd(), self.name, new, mode)?;
+        let (stat, fd) = self.finish(nest.as_fd(), self.name, made, new, mode, inherits)?;
+        if stat.is_dir() && covered != Covered::No {
+            let dir = sys::pin_at(nest.as_fd(), self.name)?;
+            set_opaque(self.tree, dir.as_fd())?;
+        }
+        self.publish(nest.as_fd(), &stat, covered)?;
+        Ok((stat, fd))
+    }
+
+    fn publish(&self, nest: BorrowedFd<'_>, stat: &Stat, covered: Covered) -> Result<()> {
+        let to = self.fd.as_fd();
+        let rename = |flags| rustix::fs::renameat_with(nest, self.name, to, self.name, flags);
+        match covered {
+            Covered::CharWhiteout if stat.is_dir() => {
+                // The whiteout is in the nursery now and goes with it.
+                rename(RenameFlags::EXCHANGE)?;
+            }
+            Covered::CharWhiteout => rename(RenameFlags::empty())?,
+            Covered::No | Covered::DotWh => match rename(RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) if self.is_stray_whiteout() => rename(RenameFlags::EXCHANGE)?,
+                Err(Errno::INVAL | Errno::NOSYS) => rename(RenameFlags::empty())?,
+                result => result?,
+            },
+        }
+        if covered == Covered::DotWh {
+            remove_dot_wh(self.tree, self.parent, to, self.name)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a new object its owner, and the mode that this process's umask may have cut.
+    fn finish(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        fd: Option<OwnedFd>,
+        new: New<'_>,
+        mode: u32,
+        inherits: bool,
+    ) -> Result<(Stat, Option<OwnedFd>)> {
+        let stat = match &fd {
+            Some(fd) => sys::stat_fd(fd.as_fd())?,
+            None => sys::stat_at(dir, name)?,
+        };
+        let (uid, mut gid) = self.wanted_owner();
+        if gid.is_some_and(|gid| gid != stat.gid) {
+            let parent = sys::stat_fd(self.fd.as_fd())?;
+            if parent.mode & libc::S_ISGID != 0 {
+                gid = Some(parent.gid);
+            }
+        }
+        let uid = uid.filter(|&uid| uid != stat.uid);
+        let gid = gid.filter(|&gid| gid != stat.gid);
+        let sgid = stat.mode & libc::S_ISGID;
+        let inherited_sgid = if stat.is_dir() { self.inherited_sgid()? } else { 0 };
+        let wanted_mode = mode | sgid | inherited_sgid;
+        let chmod = !inherits && !new.is_symlink() && stat.mode & 0o7777 != wanted_mode;
+        if uid.is_none() && gid.is_none() && !chmod {
+            return Ok((stat, fd));
+        }
+        if uid.is_some() || gid.is_some() {
+            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+            match rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::PERM | Errno::INVAL) if self.tree.policy.squash_owner => {}
+                result => result?,
+            }
+        }
+        if chmod || wanted_mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            let pin = sys::pin_at(dir, name)?;
+            let mode = if inherits { (stat.mode & 0o777) | (wanted_mode & 0o7000) } else { wanted_mode };
+            rustix::fs::chmodat(CWD, sys::proc_path(pin.as_fd()), Mode::from_raw_mode(mode), AtFlags::empty())?;
+        }
+        Ok((sys::stat_at(dir, name)?, fd))
+    }
+
+    fn inherited_sgid(&self) -> Result<u32> {
+        Ok(sys::stat_fd(self.fd.as_fd())?.mode & libc::S_ISGID)
+    }
+
+    /// Makes the node of what was made.
+    fn enter(&self, stat: Stat, fresh_dir: bool) -> Result<(Arc<Inode>, Stat)> {
+        self.tree.table.touch(self.parent);
+        let version = self.parent.version.load(Ordering::Acquire);
+        let found = Found { stat, upper: Some(None), lower: LowerPart::None };
+        let entered = self.tree.enter(self.parent, FileName::new(self.name)?, found, version);
+        let (inode, stat) = entered.ok_or(Error::new(Errno::IO))?;
+        if fresh_dir && stat.is_dir() {
+            inode.state.write().upper_whiteouts = no_whiteouts();
+        }
+        Ok((inode, stat))
+    }
+}
+
+/// Makes the object itself. The descriptor is of a regular file, for reading and writing.
+fn make_at(dir: BorrowedFd<'_>, name: &[u8], new: New<'_>, mode: u32) -> std::result::Result<Option<OwnedFd>, Errno> {
+    let permissions = Mode::from_raw_mode(mode);
+    match new {
+        New::File { .. } => {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+            return sys::open_at(dir, name, flags, mode).map(Some);
+        }
+        New::Directory { .. } => rustix::fs::mkdirat(dir, name, permissions)?,
+        New::Node { mode, rdev } => {
+            let kind = FileType::from_raw_mode(mode & libc::S_IFMT);
+            rustix::fs::mknodat(dir, name, kind, permissions, rdev)?;
+        }
+        New::Symlink { target } => rustix::fs::symlinkat(target, dir, name)?,
+    }
+    Ok(None)
+}
+
+/// Tells what stands where a new name goes.
+///
+/// # Errors
+/// EEXIST if the name is visible.
+fn covered(tree: &Tree, parent: &Inode, upper: BorrowedFd<'_>, name: &[u8]) -> Result<Covered> {
+    let lowers = parent.lower_dirs();
+    if lowers.is_empty() {
+        return Ok(Covered::No);
+    }
+    match sys::stat_at(upper, name) {
+        Ok(stat) if stat.is_whiteout() => Ok(Covered::CharWhiteout),
+        Ok(_) => Err(Error::new(Errno::EXIST)),
+        Err(Errno::NOENT) if tree.upper_hides(parent, name)? => Ok(Covered::DotWh),
+        Err(Errno::NOENT) if lookup::below_provides(&tree.stack, &lowers, name)? => Err(Error::new(Errno::EXIST)),
+        Err(Errno::NOENT) => Ok(Covered::No),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Removes the `.wh.NAME` beside a name that exists again.
+pub fn remove_dot_wh(tree: &Tree, parent: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(dir, ondisk::whiteout_name(name), AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    tree.note_upper_whiteout(parent, name, false);
+    Ok(())
+}
+
+/// Marks a directory of the upper opaque.
+pub fn set_opaque(tree: &Tree, dir: BorrowedFd<'_>) -> Result<()> {
+    match tree.stack.upper()?.features.namespace {
+        Some(namespace) => Ok(sys::xattr::set(dir, &namespace.name("opaque"), &[ondisk::OPAQUE_YES], 0)?),
+        None => {
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            Ok(sys::open_at(dir, ondisk::OPAQUE_FILE, flags, 0o600).map(drop)?)
+        }
+    }
+}
+
+/// Returns whether new objects in a directory get an ACL from it. Asked once, and again after ACLs were set.
+fn has_default_acl(tree: &Tree, dir: &Inode) -> Result<bool> {
+    match dir.state.read().default_acl {
+        1 => return Ok(false),
+        2 => return Ok(true),
+        _ => {}
+    }
+    let has = sys::xattr::get(tree.upper_fd(dir)?.as_fd(), DEFAULT_ACL).is_ok();
+    dir.state.write().default_acl = if has { 2 } else { 1 };
+    Ok(has)
+}
+
+/// Makes a regular file and opens it.
+pub fn create_open(
+    tree: &Tree,
+    caller: &Caller,
+    parent: &Arc<Inode>,
+    name: &[u8],
+    mode: u32,
+) -> Result<(Entry, Opened)> {
+    let (inode, stat, fd) = create(tree, caller, parent, name, New::File { mode })?;
+    let fd = fd.ok_or(Error::new(Errno::IO))?;
+    let opened = serve(tree, &inode, fd, &stat);
+    Ok((Entry { node: inode.id, attr: tree.attr(&inode, &stat) }, opened))
+}
+
+/// Opens a handle on a file that was just made.
+fn serve(tree: &Tree, inode: &Arc<Inode>, fd: OwnedFd, stat: &Stat) -> Opened {
+    let mut data = inode.data.write();
+    inode.opens.fetch_add(1, Ordering::Relaxed);
+    let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+    *data = Some(Data::Upper(UpperFile { fd, writable: true, may_have_suid }));
+    drop(data);
+    Opened { fh: tree.files.insert(FileHandle { inode: Arc::clone(inode) }), keep_cache: true }
+}
+
+/// Makes a regular file without a name and opens it.
+///
+/// # Errors
+/// EOPNOTSUPP if the upper's file system has no O_TMPFILE.
+pub fn tmpfile(tree: &Tree, caller: &Caller, parent: &Arc<Inode>, mode: u32) -> Result<(Entry, Opened)> {
+    copy_up::ensure_upper(tree, parent, Need::Data)?;
+    let dir = Target { tree, caller, parent, fd: tree.upper_fd(parent)?, name: b"" };
+    let flags = OFlags::RDWR | OFlags::TMPFILE;
+    let inherits = has_default_acl(tree, parent)?;
+    let mode = if inherits { mode & 0o7777 } else { mode & 0o7777 & !caller.umask };
+    let fd = sys::open_at(dir.fd.as_fd(), b".", flags, mode)?;
+    let (uid, gid) = dir.wanted_owner();
+    let stat = sys::stat_fd(fd.as_fd())?;
+    let uid = uid.filter(|&uid| uid != stat.uid).map(Uid::from_raw);
+    let gid = gid.filter(|&gid| gid != stat.gid).map(Gid::from_raw);
+    if uid.is_some() || gid.is_some() {
+        match rustix::fs::fchown(&fd, uid, gid) {
+            Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => {}
+            result => result?,
+        }
+    }
+    if !inherits {
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+    }
+    let stat = sys::stat_fd(fd.as_fd())?;
+    let state = State {
+        upper: Some(stat.ino),
+        pinned: Some(Arc::new(fd.try_clone()?)),
+        unlinked: true,
+        ..State::default()
+    };
+    let key = ObjectKey::upper(tree.stack.device_index(stat.dev), stat.ino);
+    let ino = tree.stack.shown_ino(stat.dev, stat.ino);
+    let inode = tree.table.insert_unnamed(key, ino, FileKind::Regular, state);
+    let opened = serve(tree, &inode, fd, &stat);
+    Ok((Entry { node: inode.id, attr: tree.attr(&inode, &stat) }, opened))
+}
+
+/// Gives an object another name.
+///
+/// # Errors
+/// EPERM for directories, EEXIST if the name is taken, EXDEV and EMLINK as the upper's file system says.
+pub fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
+    check_new_name(tree, name)?;
+    if node.is_dir() || node.id == NodeId::ROOT {
+        return Err(Error::new(Errno::PERM));
+    }
+    copy_up::ensure_upper(tree, node, Need::Data)?;
+    copy_up::ensure_upper(tree, parent, Need::Data)?;
+    let _names = parent.names.lock();
+    if parent.state.read().unlinked {
+        return Err(Error::new(Errno::NOENT));
+    }
+    let to = tree.upper_fd(parent)?;
+    let covered = covered(tree, parent, to.as_fd(), name)?;
+    let pin = tree.pin_upper(node)?;
+    let source = sys::proc_path(pin.as_fd());
+    let link_to = |dir: BorrowedFd<'_>, name: &[u8]| {
+        rustix::fs::linkat(CWD, source.as_str(), dir, name, AtFlags::SYMLINK_FOLLOW)
+    };
+    match covered {
+        Covered::No => link_to(to.as_fd(), name)?,
+        Covered::CharWhiteout => {
+            let upper = tree.stack.upper()?;
+            let temp = upper.workdir.temp();
+            link_to(upper.workdir.fd(), temp.name())?;
+            temp.publish(to.as_fd(), name, RenameFlags::empty())?;
+        }
+        Covered::DotWh => {
+            link_to(to.as_fd(), name)?;
+            remove_dot_wh(tree, parent, to.as_fd(), name)?;
+        }
+    }
+    tree.table.link(node, parent, FileName::new(name)?);
+    tree.table.remember(node);
+    let stat = tree.stat(node)?;
+    Ok(Entry { node: node.id, attr: tree.attr(node, &stat) })
+}

@@ -1,0 +1,54 @@
+//! Merged listings, bounded, each with the version of the directory it was read at.
+
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::merge::Listing;
+use crate::request::NodeId;
+
+/// Names kept in all listings together: about 20 MB.
+const NAMES: usize = 400_000;
+
+/// The cache.
+#[derive(Debug)]
+pub struct DirCache(Mutex<Cached>);
+
+#[derive(Debug)]
+struct Cached {
+    listings: LruCache<NodeId, (u64, Arc<Listing>)>,
+    names: usize,
+}
+
+impl Default for DirCache {
+    fn default() -> Self {
+        Self(Mutex::new(Cached { listings: LruCache::unbounded(), names: 0 }))
+    }
+}
+
+impl DirCache {
+    /// Returns the listing of a directory as it was at `version`.
+    pub fn get(&self, id: NodeId, version: u64) -> Option<Arc<Listing>> {
+        let mut cached = self.0.lock();
+        let (at, listing) = cached.listings.get(&id)?;
+        (*at == version).then(|| Arc::clone(listing))
+    }
+
+    /// Keeps a listing. The least recently used ones go when there are too many names.
+    pub fn put(&self, id: NodeId, version: u64, listing: &Arc<Listing>) {
+        let mut cached = self.0.lock();
+        let weight = |listing: &Listing| listing.len() + 1;
+        if weight(listing) > NAMES / 2 {
+            return;
+        }
+        if let Some((_, old)) = cached.listings.put(id, (version, Arc::clone(listing))) {
+            cached.names -= weight(&old);
+        }
+        cached.names += weight(listing);
+        while cached.names > NAMES {
+            let Some((_, (_, old))) = cached.listings.pop_lru() else { break };
+            cached.names -= weight(&old);
+        }
+    }
+}

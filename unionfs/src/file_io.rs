@@ -1,0 +1,269 @@
+//! Data: opening a file and everything that goes through an open one.
+//!
+//! A handle holds the node, not a descriptor: every request asks the node for the file that serves it now. So a handle
+//! opened before a copy-up reads what is written after it. Requests hold the node's `data` lock for reading across
+//! their I/O; copy-up takes it for writing to switch the file.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, SeekFrom};
+
+use crate::attr::without_set_id;
+use crate::copy_up::{self, Need};
+use crate::error::{Errno, Error, Result};
+use crate::handles::FileHandle;
+use crate::inode::{Data, Inode, Lower, UpperFile};
+use crate::request::{FileKind, Opened};
+use crate::sys;
+use crate::tree::Tree;
+
+/// Bytes that one copy_file_range request moves at most, so that it can be interrupted.
+const COPY_RANGE_MAX: u64 = 64 << 20;
+
+/// What a request does with the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// Opens a file. `flags` are those of open(2).
+///
+/// # Errors
+/// EISDIR, ELOOP and ENXIO for what is no regular file; EROFS; what copy-up answers.
+pub fn open(tree: &Tree, inode: &Arc<Inode>, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+    match inode.kind {
+        FileKind::Regular => {}
+        FileKind::Directory => return Err(Error::new(Errno::ISDIR)),
+        FileKind::Symlink => return Err(Error::new(Errno::LOOP)),
+        _ => return Err(Error::new(Errno::NXIO)),
+    }
+    let flags = flags.cast_signed();
+    let truncates = flags & libc::O_TRUNC != 0;
+    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || truncates;
+    if writes {
+        copy_up::ensure_upper(tree, inode, if truncates { Need::Truncate } else { Need::Data })?;
+    }
+    let mut data = inode.data.write();
+    load(tree, inode, &mut data, if writes { Access::Write } else { Access::Read })?;
+    if let (true, Some(Data::Upper(file))) = (truncates, &mut *data) {
+        sys::retry(|| rustix::fs::ftruncate(&file.fd, 0))?;
+        drop_set_id(file, kill_suidgid)?;
+    }
+    inode.opens.fetch_add(1, Ordering::Relaxed);
+    drop(data);
+    Ok(Opened { fh: tree.files.insert(FileHandle { inode: Arc::clone(inode) }), keep_cache: true })
+}
+
+/// Closes a handle; the last one closes the file.
+pub fn release(handle: &FileHandle) {
+    let mut data = handle.inode.data.write();
+    if handle.inode.opens.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let closed = data.take();
+        drop(data);
+        drop(closed);
+    }
+}
+
+/// Makes `data` hold a file that serves `access`.
+fn load(tree: &Tree, inode: &Inode, data: &mut Option<Data>, access: Access) -> Result<()> {
+    match data {
+        Some(Data::Upper(file)) if access == Access::Read || file.writable => return Ok(()),
+        Some(Data::Lower(_)) if access == Access::Read => return Ok(()),
+        _ => {}
+    }
+    let (lower, on_upper) = {
+        let state = inode.state.read();
+        (state.lower.clone(), state.upper.is_some())
+    };
+    *data = Some(match (on_upper, lower) {
+        (true, _) => Data::Upper(open_upper(tree, inode, access)?),
+        (false, Lower::File(dir, name)) if access == Access::Read => {
+            Data::Lower(tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)?)
+        }
+        _ => return Err(Error::new(Errno::IO)),
+    });
+    Ok(())
+}
+
+/// Opens the upper file of a node, for writing too if it must be, or else if it can be.
+fn open_upper(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
+    let flags = OFlags::NONBLOCK;
+    let open_as = |mode: OFlags| -> Result<(OwnedFd, u32)> {
+        if let Some(pinned) = &inode.state.read().pinned {
+            let path = sys::proc_path(pinned.as_fd());
+            let fd = sys::retry(|| rustix::fs::openat(CWD, &*path, mode | OFlags::CLOEXEC, Mode::empty()))?;
+            let mode = sys::stat_fd(fd.as_fd())?.mode;
+            return Ok((fd, mode));
+        }
+        tree.reach(inode, |parent, name| {
+            let fd = sys::open_at(parent, name, mode | flags, 0)?;
+            let stat = sys::stat_fd(fd.as_fd())?;
+            Ok(((fd, stat.mode), stat.ino))
+        })
+    };
+    let (writable, (fd, mode)) = match (access, open_as(OFlags::RDWR)) {
+        (_, Ok(opened)) => (true, opened),
+        // This process may not write, or not read, what its owner's mode forbids.
+        (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => (false, open_as(OFlags::RDONLY)?),
+        (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
+        (_, Err(error)) => return Err(error),
+    };
+    Ok(UpperFile { fd, writable, may_have_suid: mode & (libc::S_ISUID | libc::S_ISGID) != 0 })
+}
+
+/// Calls `act` with the file that serves the node, which stays the same for so long.
+fn with_data<T>(tree: &Tree, inode: &Inode, access: Access, act: impl FnOnce(&Data) -> Result<T>) -> Result<T> {
+    loop {
+        {
+            // Recursive: copying within one file holds the lock twice.
+            let data = inode.data.read_recursive();
+            match &*data {
+                Some(data @ Data::Upper(file)) if access == Access::Read || file.writable => return act(data),
+                Some(data @ Data::Lower(_)) if access == Access::Read => return act(data),
+                _ => {}
+            }
+        }
+        let mut data = inode.data.write();
+        load(tree, inode, &mut data, access)?;
+        if inode.opens.load(Ordering::Relaxed) == 0 {
+            // Nobody holds it open: for this one request only.
+            let file = data.take().ok_or(Error::new(Errno::IO))?;
+            return act(&file);
+        }
+    }
+}
+
+/// Calls `act` with the upper file, after copy-up.
+fn with_upper<T>(tree: &Tree, inode: &Arc<Inode>, act: impl FnOnce(&UpperFile) -> Result<T>) -> Result<T> {
+    copy_up::ensure_upper(tree, inode, Need::Data)?;
+    with_data(tree, inode, Access::Write, |data| match data {
+        Data::Upper(file) => act(file),
+        Data::Lower(_) => Err(Error::new(Errno::IO)),
+    })
+}
+
+/// Reads at `offset` until `buffer` is full or the file ends.
+pub fn read(tree: &Tree, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+    with_data(tree, inode, Access::Read, |data| {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = offset + done as u64;
+            let got = match data {
+                Data::Lower(file) => file.read_at(rest, at)?,
+                Data::Upper(file) => sys::retry(|| rustix::io::pread(&file.fd, &mut *rest, at))?,
+            };
+            if got == 0 {
+                break;
+            }
+            done += got;
+        }
+        Ok(done)
+    })
+}
+
+/// Writes all of `bytes` at `offset`.
+///
+/// # Errors
+/// What the upper answers, ENOSPC and EDQUOT among them; part may have been written then, as with write(2).
+pub fn write(tree: &Tree, inode: &Arc<Inode>, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<usize> {
+    with_upper(tree, inode, |file| {
+        sys::copy::write_all(file.fd.as_fd(), bytes, offset)?;
+        drop_set_id(file, kill_suidgid)?;
+        Ok(bytes.len())
+    })
+}
+
+/// Takes the set-id bits away after a change of the data by a caller that may not keep them.
+fn drop_set_id(file: &UpperFile, kill: bool) -> Result<()> {
+    if !kill || !file.may_have_suid {
+        return Ok(());
+    }
+    let stat = sys::stat_fd(file.fd.as_fd())?;
+    if let Some(mode) = without_set_id(&stat) {
+        rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// Notes a changed mode: a later write may have to take set-id bits away.
+pub fn note_mode(inode: &Inode, mode: u32) {
+    if mode & (libc::S_ISUID | libc::S_ISGID) != 0
+        && let Some(Data::Upper(file)) = &mut *inode.data.write()
+    {
+        file.may_have_suid = true;
+    }
+}
+
+/// Sets the size.
+pub fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
+    with_upper(tree, inode, |file| {
+        sys::retry(|| rustix::fs::ftruncate(&file.fd, size))?;
+        drop_set_id(file, kill_suidgid)
+    })
+}
+
+/// Writes data back to the disk.
+pub fn fsync(tree: &Tree, inode: &Inode, datasync: bool) -> Result<()> {
+    if !inode.on_upper() || !tree.policy.sync_requests {
+        return Ok(());
+    }
+    with_data(tree, inode, Access::Read, |data| {
+        let Data::Upper(file) = data else { return Ok(()) };
+        let sync = |fd: BorrowedFd<'_>| if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) };
+        Ok(sys::retry(|| sync(file.fd.as_fd()))?)
+    })
+}
+
+/// Writes a directory's names back to the disk.
+pub fn fsyncdir(tree: &Tree, dir: &Inode, datasync: bool) -> Result<()> {
+    if !dir.on_upper() || !tree.policy.sync_requests {
+        return Ok(());
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let fd = sys::open_at(tree.upper_fd(dir)?.as_fd(), b".", flags, 0)?;
+    Ok(sys::retry(|| if datasync { rustix::fs::fdatasync(&fd) } else { rustix::fs::fsync(&fd) })?)
+}
+
+/// Allocates, punches or zeroes a range. `mode` is that of fallocate(2).
+pub fn fallocate(tree: &Tree, inode: &Arc<Inode>, offset: u64, length: u64, mode: u32) -> Result<()> {
+    let flags = FallocateFlags::from_bits_retain(mode);
+    with_upper(tree, inode, |file| Ok(sys::retry(|| rustix::fs::fallocate(&file.fd, flags, offset, length))?))
+}
+
+/// Finds the next data or hole. `whence` is `SEEK_DATA` or `SEEK_HOLE`.
+pub fn lseek(tree: &Tree, inode: &Inode, offset: u64, whence: u32) -> Result<u64> {
+    let from = match whence.cast_signed() {
+        libc::SEEK_DATA => SeekFrom::Data(offset),
+        libc::SEEK_HOLE => SeekFrom::Hole(offset),
+        _ => return Err(Error::new(Errno::INVAL)),
+    };
+    with_data(tree, inode, Access::Read, |data| match data {
+        Data::Lower(file) => file.seek(from),
+        Data::Upper(file) => Ok(rustix::fs::seek(&file.fd, from)?),
+    })
+}
+
+/// Copies between two files without moving the data through the caller. Returns how many bytes were copied.
+pub fn copy_file_range(
+    tree: &Tree,
+    source: (&Arc<Inode>, u64),
+    target: (&Arc<Inode>, u64),
+    len: u64,
+) -> Result<u64> {
+    let len = usize::try_from(len.min(COPY_RANGE_MAX)).unwrap_or(usize::MAX);
+    with_upper(tree, target.0, |to| {
+        with_data(tree, source.0, Access::Read, |from| {
+            let (mut from_at, mut to_at) = (source.1, target.1);
+            let copied = match from {
+                Data::Lower(file) => file.copy_range_to(from_at, to.fd.as_fd(), to_at, len)?,
+                Data::Upper(file) => sys::retry(|| {
+                    rustix::fs::copy_file_range(&file.fd, Some(&mut from_at), &to.fd, Some(&mut to_at), len)
+                })?,
+            };
+            Ok(copied as u64)
+        })
+    })
+}

@@ -1,0 +1,64 @@
+//! Open handles by number. A handle refers to a node, never to one fixed descriptor.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::{Errno, Error, Result};
+use crate::inode::Inode;
+use crate::merge::Listing;
+use crate::request::Fh;
+
+/// The handles of one kind.
+#[derive(Debug)]
+pub struct Handles<T> {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<T>>>,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct FileHandle {
+    /// What is open.
+    pub inode: Arc<Inode>,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct DirHandle {
+    /// What is open.
+    pub inode: Arc<Inode>,
+    /// The names as they were when the listing was last begun: positions stay valid while the directory changes.
+    pub listing: Mutex<Option<Arc<Listing>>>,
+}
+
+impl<T> Default for Handles<T> {
+    fn default() -> Self {
+        // 0 is what protocols send for "no handle".
+        Self { next: AtomicU64::new(1), open: Mutex::new(HashMap::new()) }
+    }
+}
+
+impl<T> Handles<T> {
+    /// Adds a handle.
+    pub fn insert(&self, handle: T) -> Fh {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.lock().insert(number, Arc::new(handle));
+        Fh(number)
+    }
+
+    /// Returns a handle.
+    ///
+    /// # Errors
+    /// EBADF if it is not open.
+    pub fn get(&self, fh: Fh) -> Result<Arc<T>> {
+        self.open.lock().get(&fh.0).map(Arc::clone).ok_or(Error::new(Errno::BADF))
+    }
+
+    /// Takes a handle out.
+    pub fn remove(&self, fh: Fh) -> Option<Arc<T>> {
+        self.open.lock().remove(&fh.0)
+    }
+}

@@ -1,0 +1,171 @@
+//! One object of the union: where it is, what serves it, and its locks.
+//!
+//! A node is the object that serves data and attributes. Copy-up moves it from a lower to the upper under the same
+//! number; rename changes its place; unlink takes its places away, and it lives on while anybody holds it.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::name::FileName;
+use crate::request::{FileKind, NodeId};
+use crate::stack::lower::{LowerDir, LowerFile};
+
+/// An object of the union.
+#[derive(Debug)]
+pub struct Inode {
+    /// The number the kernel knows it by. Immutable.
+    pub id: NodeId,
+    /// The inode number to show. Immutable: copy-up does not change it.
+    pub ino: u64,
+    /// Type. Immutable.
+    pub kind: FileKind,
+    /// Lookups by the kernel plus nodes that name this one as parent. Protected by the inode table.
+    pub(crate) refs: AtomicU64,
+    /// Which object on disk this is. Protected by the inode table.
+    pub(crate) key: KeyCell,
+    /// Open handles. Changed under `data`.
+    pub opens: AtomicU32,
+    /// Stands for the directory's names: changed whenever one of them changes or is served by another layer.
+    pub version: AtomicU64,
+    /// Held while this object is copied up: single flight.
+    pub copy_up: Mutex<()>,
+    /// Of a directory: held while names in it change on disk and in memory.
+    pub names: Mutex<()>,
+    /// Where the object is. Never held across a system call.
+    pub state: RwLock<State>,
+    /// What reads and writes go to. Held for reading across I/O, for writing while copy-up switches it.
+    pub data: RwLock<Option<Data>>,
+}
+
+/// The object key of a node; a space of 0 is none. Written and read under the inode table's lock.
+#[derive(Debug, Default)]
+pub(crate) struct KeyCell {
+    pub(crate) space: AtomicU64,
+    pub(crate) number: AtomicU64,
+}
+
+/// Where an object is in the union and on the layers.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Its name in the union: the last one that is known to exist. None for the root and for unlinked objects.
+    pub place: Option<Place>,
+    /// Its further names, if it is on the upper and has hard links.
+    pub other_places: Option<Box<Vec<Place>>>,
+    /// Its inode number on the upper, once it is there.
+    pub upper: Option<u64>,
+    /// Keeps an unlinked upper object reachable until the kernel forgets it.
+    pub pinned: Option<Arc<OwnedFd>>,
+    /// Its part on the lowers.
+    pub lower: Lower,
+    /// Names `.wh.*` on the upper part of a directory that has lowers, once read.
+    pub upper_whiteouts: Option<Box<HashSet<Box<[u8]>>>>,
+    /// Whether the directory has a default ACL: 0 not known, 1 no, 2 yes.
+    pub default_acl: u8,
+    /// All its names were removed.
+    pub unlinked: bool,
+}
+
+/// A name in a directory of the union.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The directory.
+    pub parent: Arc<Inode>,
+    /// The name in it.
+    pub name: FileName,
+}
+
+impl Place {
+    /// Returns whether this is `name` in `parent`.
+    pub fn is(&self, parent: &Inode, name: &[u8]) -> bool {
+        self.parent.id == parent.id && self.name.as_bytes() == name
+    }
+}
+
+/// The part of an object on the lowers.
+#[derive(Clone, Debug, Default)]
+pub enum Lower {
+    /// None.
+    #[default]
+    None,
+    /// A directory's parts, topmost first.
+    Dirs(Arc<[Arc<LowerDir>]>),
+    /// A file's directory and name on its layer.
+    File(Arc<LowerDir>, FileName),
+}
+
+impl Lower {
+    /// Returns the parts of a directory.
+    pub fn dirs(&self) -> &[Arc<LowerDir>] {
+        match self {
+            Self::Dirs(dirs) => dirs,
+            Self::None | Self::File(..) => &[],
+        }
+    }
+}
+
+/// The file that serves an object's data now.
+#[derive(Debug)]
+pub enum Data {
+    /// A lower file, read-only.
+    Lower(LowerFile),
+    /// The upper file.
+    Upper(UpperFile),
+}
+
+/// An upper file held open.
+#[derive(Debug)]
+pub struct UpperFile {
+    /// The descriptor.
+    pub fd: OwnedFd,
+    /// It was opened for reading and writing.
+    pub writable: bool,
+    /// The set-id bits may be set: a write by an unprivileged caller has to look.
+    pub may_have_suid: bool,
+}
+
+impl Inode {
+    /// Makes a node.
+    pub fn new(id: NodeId, ino: u64, kind: FileKind, state: State) -> Self {
+        Self {
+            id,
+            ino,
+            kind,
+            refs: AtomicU64::new(1),
+            key: KeyCell::default(),
+            opens: AtomicU32::new(0),
+            version: AtomicU64::new(0),
+            copy_up: Mutex::new(()),
+            names: Mutex::new(()),
+            state: RwLock::new(state),
+            data: RwLock::new(None),
+        }
+    }
+
+    /// Returns whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileKind::Directory
+    }
+
+    /// Returns whether the object is on the upper.
+    pub fn on_upper(&self) -> bool {
+        self.state.read().upper.is_some()
+    }
+
+    /// Returns a directory's parts on the lowers.
+    pub fn lower_dirs(&self) -> Arc<[Arc<LowerDir>]> {
+        let state = self.state.read();
+        match &state.lower {
+            Lower::Dirs(dirs) if !state.unlinked => Arc::clone(dirs),
+            _ => Arc::from([]),
+        }
+    }
+
+    /// Returns the present name.
+    pub fn place(&self) -> Option<Place> {
+        self.state.read().place.clone()
+    }
+}

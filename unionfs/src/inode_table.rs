@@ -1,0 +1,357 @@
+//! Number <-> inode, how often the kernel has looked each up, and which object on disk is which inode.
+//!
+//! A node stays while the kernel remembers it or a node below it does: a child names its parent, so a parent that
+//! came back as a second node would diverge from the one its children hold.
+
+use std::hash::Hasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+
+use crate::error::{Errno, Error, Result};
+use crate::inode::{Inode, KeyCell, Lower, Place, State};
+use crate::name::FileName;
+use crate::request::{FileKind, NodeId};
+
+/// Which object on disk a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectKey {
+    /// Layer (0 the upper, lowers from 1) and index of the device, or for a name of a lower file with several links
+    /// the number of its directory.
+    space: u64,
+    /// Inode number, or for such a name its hash.
+    number: u64,
+}
+
+/// Marks keys that are made from a name.
+const BY_NAME: u64 = 1 << 63;
+/// Bits of a key's space that hold the layer.
+const LAYER_BITS: u32 = 24;
+/// Numbers from here on are given to nodes whose shown inode number is taken by another node.
+const SERIAL_BASE: u64 = 1 << 63;
+
+impl ObjectKey {
+    /// The object `ino` of device `device` (its index) on the upper.
+    pub fn upper(device: u64, ino: u64) -> Self {
+        Self { space: (device << LAYER_BITS) | 1, number: ino }
+    }
+
+    /// An object of a lower layer.
+    pub fn lower(layer: usize, device: u64, ino: u64) -> Self {
+        Self { space: (device << LAYER_BITS) | (layer as u64 + 2), number: ino }
+    }
+
+    /// One name of a lower file with several links: without an index each is an object of its own.
+    pub fn lower_name(dir: u64, name: &[u8]) -> Self {
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write(name);
+        Self { space: BY_NAME | dir, number: hasher.finish() }
+    }
+
+    const fn is_by_name(self) -> bool {
+        self.space & BY_NAME != 0
+    }
+
+    const fn hash(self) -> u64 {
+        mix(mix(self.space) ^ self.number)
+    }
+}
+
+/// Spreads consecutive numbers over the buckets: an odd constant without structure, 2^64 divided by the golden ratio.
+const fn mix(number: u64) -> u64 {
+    let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 32)
+}
+
+impl KeyCell {
+    fn get(&self) -> Option<ObjectKey> {
+        let key =
+            ObjectKey { space: self.space.load(Ordering::Relaxed), number: self.number.load(Ordering::Relaxed) };
+        (key.space != 0).then_some(key)
+    }
+
+    fn set(&self, key: Option<ObjectKey>) {
+        let key = key.unwrap_or(ObjectKey { space: 0, number: 0 });
+        self.space.store(key.space, Ordering::Relaxed);
+        self.number.store(key.number, Ordering::Relaxed);
+    }
+}
+
+/// The nodes that are known.
+#[derive(Debug)]
+pub struct InodeTable {
+    maps: Mutex<Maps>,
+    next_serial: AtomicU64,
+}
+
+/// Tables of pointers only: the keys are in the nodes, which saves a third of the memory of a million nodes.
+#[derive(Debug, Default)]
+struct Maps {
+    by_id: HashTable<Arc<Inode>>,
+    by_key: HashTable<Arc<Inode>>,
+}
+
+impl Maps {
+    fn get(&self, id: NodeId) -> Option<&Arc<Inode>> {
+        self.by_id.find(mix(id.0), |inode| inode.id == id)
+    }
+
+    fn find(&self, key: ObjectKey) -> Option<&Arc<Inode>> {
+        self.by_key.find(key.hash(), |inode| inode.key.get() == Some(key))
+    }
+
+    fn add(&mut self, inode: &Arc<Inode>) {
+        self.by_id.insert_unique(mix(inode.id.0), Arc::clone(inode), |inode| mix(inode.id.0));
+    }
+
+    fn set_key(&mut self, inode: &Arc<Inode>, key: ObjectKey) {
+        self.clear_key(inode);
+        if let Some(other) = self.find(key).map(Arc::clone) {
+            // The disk gave the number to a new object before we heard that the old one went.
+            self.clear_key(&other);
+        }
+        inode.key.set(Some(key));
+        let rehash = |inode: &Arc<Inode>| inode.key.get().map_or(0, ObjectKey::hash);
+        self.by_key.insert_unique(key.hash(), Arc::clone(inode), rehash);
+    }
+
+    fn clear_key(&mut self, inode: &Inode) {
+        if let Some(key) = inode.key.get() {
+            if let Ok(entry) = self.by_key.find_entry(key.hash(), |other| other.id == inode.id) {
+                entry.remove();
+            }
+            inode.key.set(None);
+        }
+    }
+
+    /// Takes back references; returns the nodes that nobody needs any more, to be dropped without the lock.
+    fn release(&mut self, id: NodeId, count: u64) -> Vec<Arc<Inode>> {
+        let mut gone = Vec::new();
+        let mut pending = vec![(id, count)];
+        while let Some((id, count)) = pending.pop() {
+            let Ok(entry) = self.by_id.find_entry(mix(id.0), |inode| inode.id == id) else { continue };
+            let refs = entry.get().refs.load(Ordering::Relaxed).saturating_sub(count);
+            entry.get().refs.store(refs, Ordering::Relaxed);
+            if refs > 0 || id == NodeId::ROOT {
+                continue;
+            }
+            let inode = entry.remove().0;
+            self.clear_key(&inode);
+            let mut state = inode.state.write();
+            let others = state.other_places.take().map(|places| *places).unwrap_or_default();
+            pending.extend(state.place.iter().chain(&others).map(|place| (place.parent.id, 1)));
+            drop(state);
+            gone.push(inode);
+        }
+        gone
+    }
+}
+
+fn count_reference(inode: &Inode) {
+    inode.refs.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What to insert if the object has no node yet.
+#[derive(Debug)]
+pub struct Candidate {
+    /// Which object.
+    pub key: ObjectKey,
+    /// The number to show.
+    pub ino: u64,
+    /// Type.
+    pub kind: FileKind,
+    /// Inode number on the upper.
+    pub upper: Option<u64>,
+    /// Part on the lowers.
+    pub lower: Lower,
+    /// Where it was found.
+    pub parent: Arc<Inode>,
+    /// The name there.
+    pub name: FileName,
+}
+
+impl InodeTable {
+    /// Makes a table that knows only the root.
+    pub fn new(root: &Arc<Inode>, key: ObjectKey) -> Self {
+        let mut maps = Maps::default();
+        maps.add(root);
+        maps.set_key(root, key);
+        Self { maps: Mutex::new(maps), next_serial: AtomicU64::new(SERIAL_BASE) }
+    }
+
+    /// Returns a node.
+    ///
+    /// # Errors
+    /// ESTALE for a number that nobody was told.
+    pub fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
+        self.maps.lock().get(id).map(Arc::clone).ok_or(Error::new(Errno::STALE))
+    }
+
+    /// Returns the node of an object, if it has one.
+    pub fn find(&self, key: ObjectKey) -> Option<Arc<Inode>> {
+        self.maps.lock().find(key).map(Arc::clone)
+    }
+
+    /// Returns how many nodes there are.
+    pub fn count(&self) -> usize {
+        self.maps.lock().by_id.len()
+    }
+
+    /// Counts a lookup of the object and returns its node, made now if it had none.
+    ///
+    /// `None` if the directory changed since `version` was read from it: what was found may be outdated.
+    pub fn insert(&self, candidate: Candidate, version: u64) -> Option<Arc<Inode>> {
+        let mut maps = self.maps.lock();
+        if candidate.parent.version.load(Ordering::Acquire) != version {
+            return None;
+        }
+        let Some(inode) = maps.find(candidate.key).map(Arc::clone) else {
+            return Some(self.insert_new(&mut maps, candidate));
+        };
+        count_reference(&inode);
+        let gone = add_place(&mut maps, &inode, candidate.parent, candidate.name);
+        drop(maps);
+        drop(gone);
+        Some(inode)
+    }
+
+    fn insert_new(&self, maps: &mut Maps, candidate: Candidate) -> Arc<Inode> {
+        let id = self.choose_id(maps, &candidate);
+        count_reference(&candidate.parent);
+        let state = State {
+            place: Some(Place { parent: candidate.parent, name: candidate.name }),
+            upper: candidate.upper,
+            lower: candidate.lower,
+            ..State::default()
+        };
+        let inode = Arc::new(Inode::new(id, candidate.ino, candidate.kind, state));
+        maps.add(&inode);
+        maps.set_key(&inode, candidate.key);
+        inode
+    }
+
+    /// Chooses the shown number where it is free: protocols without a node number of their own then show it.
+    fn choose_id(&self, maps: &Maps, candidate: &Candidate) -> NodeId {
+        let preferred = NodeId(candidate.ino);
+        let usable = candidate.ino > NodeId::ROOT.0 && candidate.ino < SERIAL_BASE && !candidate.key.is_by_name();
+        if usable && maps.get(preferred).is_none() {
+            return preferred;
+        }
+        NodeId(self.next_serial.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes a node for an object that has no name: an O_TMPFILE.
+    pub fn insert_unnamed(&self, key: ObjectKey, ino: u64, kind: FileKind, state: State) -> Arc<Inode> {
+        let mut maps = self.maps.lock();
+        let id = NodeId(self.next_serial.fetch_add(1, Ordering::Relaxed));
+        let inode = Arc::new(Inode::new(id, ino, kind, state));
+        maps.add(&inode);
+        maps.set_key(&inode, key);
+        inode
+    }
+
+    /// Takes back `count` lookups; at none left the node goes, and parents that only it kept.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        let gone = self.maps.lock().release(id, count);
+        // What they hold open is closed without the lock.
+        drop(gone);
+    }
+
+    /// Makes `key` the object of the node: it was copied up. The names of `parent` count as changed.
+    pub fn rekey(&self, inode: &Arc<Inode>, key: ObjectKey, parent: Option<&Inode>) {
+        let mut maps = self.maps.lock();
+        maps.set_key(inode, key);
+        if let Some(parent) = parent {
+            parent.version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Takes the node's object away: it was removed from disk, and its inode number may come back as another object.
+    pub fn unkey(&self, inode: &Inode) {
+        self.maps.lock().clear_key(inode);
+    }
+
+    /// Notes that the names of `parent` changed.
+    pub fn touch(&self, parent: &Inode) {
+        let _maps = self.maps.lock();
+        parent.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Counts one more lookup of a node.
+    pub fn remember(&self, inode: &Inode) {
+        let _maps = self.maps.lock();
+        count_reference(inode);
+    }
+
+    /// Adds a name to a node.
+    pub fn link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: FileName) {
+        let mut maps = self.maps.lock();
+        parent.version.fetch_add(1, Ordering::Release);
+        inode.state.write().unlinked = false;
+        let gone = add_place(&mut maps, inode, Arc::clone(parent), name);
+        drop(maps);
+        drop(gone);
+    }
+
+    /// Takes a name away from a node. Returns whether it was the last one known.
+    pub fn unlink(&self, inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
+        let mut maps = self.maps.lock();
+        parent.version.fetch_add(1, Ordering::Release);
+        let mut state = inode.state.write();
+        let removed = take_place(&mut state, parent, name);
+        let last = state.place.is_none();
+        drop(state);
+        let gone = removed.map(|place| maps.release(place.parent.id, 1));
+        drop(maps);
+        drop(gone);
+        last
+    }
+
+    /// Moves a node's name.
+    pub fn rename(&self, inode: &Arc<Inode>, from: (&Inode, &[u8]), to: (&Arc<Inode>, FileName)) {
+        let mut maps = self.maps.lock();
+        from.0.version.fetch_add(1, Ordering::Release);
+        to.0.version.fetch_add(1, Ordering::Release);
+        let removed = take_place(&mut inode.state.write(), from.0, from.1);
+        let mut gone = add_place(&mut maps, inode, Arc::clone(to.0), to.1);
+        if let Some(place) = removed {
+            gone.extend(maps.release(place.parent.id, 1));
+        }
+        drop(maps);
+        drop(gone);
+    }
+}
+
+/// Takes `name` in `parent` out of the names of a node.
+fn take_place(state: &mut State, parent: &Inode, name: &[u8]) -> Option<Place> {
+    let others = state.other_places.as_deref_mut();
+    if state.place.as_ref().is_some_and(|place| place.is(parent, name)) {
+        let next = others.and_then(Vec::pop);
+        return std::mem::replace(&mut state.place, next);
+    }
+    let others = others?;
+    let position = others.iter().position(|place| place.is(parent, name))?;
+    Some(others.swap_remove(position))
+}
+
+/// Adds a name to a node, unless it is known, and counts it for the parent. Returns nodes to drop without the lock.
+fn add_place(maps: &mut Maps, inode: &Arc<Inode>, parent: Arc<Inode>, name: FileName) -> Vec<Arc<Inode>> {
+    let mut state = inode.state.write();
+    let known = |place: &Place| place.is(&parent, name.as_bytes());
+    let others = state.other_places.as_deref().map(Vec::as_slice).unwrap_or_default();
+    if inode.id == NodeId::ROOT || state.place.iter().chain(others).any(known) {
+        return Vec::new();
+    }
+    count_reference(&parent);
+    let place = Place { parent, name };
+    if state.place.is_some() && !inode.is_dir() {
+        state.other_places.get_or_insert_default().push(place);
+        return Vec::new();
+    }
+    // A directory has one name: what was there is outdated.
+    let old = state.place.replace(place);
+    drop(state);
+    old.map(|old| maps.release(old.parent.id, 1)).unwrap_or_default()
+}

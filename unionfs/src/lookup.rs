@@ -1,0 +1,276 @@
+//! One name down the stack: where is it found, and in which lower directories does it go on?
+//!
+//! Returns a value; knows no table and takes no lock.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use crate::error::{Errno, Result};
+use crate::ondisk::{self, NameClass, Redirect};
+use crate::request::FileKind;
+use crate::stack::LayerStack;
+use crate::stack::dir_fds::DirKey;
+use crate::stack::lower::LowerDir;
+use crate::stack::marks::{self, DirAttrs};
+use crate::sys::{self, Stat};
+
+/// A directory of the union to look a name up in.
+pub struct DirView<'a> {
+    /// Its part on the upper.
+    pub upper: Option<BorrowedFd<'a>>,
+    /// Its parts on the lowers, topmost first.
+    pub lowers: &'a [Arc<LowerDir>],
+    /// Tells whether the upper holds `.wh.NAME`; asked only if the directory has lowers.
+    pub upper_hides: &'a dyn Fn(&[u8]) -> Result<bool>,
+}
+
+impl std::fmt::Debug for DirView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DirView").field("upper", &self.upper).field("lowers", &self.lowers).finish_non_exhaustive()
+    }
+}
+
+/// An object that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Attributes, from the topmost layer that holds it.
+    pub stat: Stat,
+    /// It is on the upper; for directories with a descriptor.
+    pub upper: Option<Option<OwnedFd>>,
+    /// Its parts on the lowers.
+    pub lower: LowerPart,
+}
+
+/// Where an object is on the lowers.
+#[derive(Clone, Debug, Default)]
+pub enum LowerPart {
+    /// Nowhere that still counts.
+    #[default]
+    None,
+    /// A directory's parts, topmost first.
+    Dirs(Vec<Arc<LowerDir>>),
+    /// A file: the directory that holds it, under the name looked up.
+    File(Arc<LowerDir>),
+}
+
+/// Where the search goes on below.
+enum Target {
+    Name(Vec<u8>),
+    Path(Vec<Vec<u8>>),
+}
+
+/// Finds `name` in a directory; `None` if it does not exist or is deleted.
+///
+/// # Errors
+/// Of the layers; EINVAL, EACCES and EPERM for a redirect that may not be followed.
+pub fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result<Option<Found>> {
+    if ondisk::classify(name) != NameClass::Plain {
+        return Ok(None);
+    }
+    let mut target = Target::Name(name.to_vec());
+    let mut on_upper = None;
+    if let Some(upper) = dir.upper {
+        match sys::stat_at(upper, name) {
+            Ok(stat) if stat.is_whiteout() => return Ok(None),
+            Ok(stat) if !stat.is_dir() => {
+                return Ok(Some(Found { stat, upper: Some(None), lower: LowerPart::None }));
+            }
+            Ok(stat) => {
+                let fd = sys::open_at(upper, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
+                let attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
+                let cut = attrs.opaque || (!dir.lowers.is_empty() && (dir.upper_hides)(name)?);
+                let found = Found { stat, upper: Some(Some(fd)), lower: LowerPart::None };
+                if cut {
+                    return Ok(Some(found));
+                }
+                target = redirected(attrs, target);
+                on_upper = Some(found);
+            }
+            Err(Errno::NOENT) => {
+                if !dir.lowers.is_empty() && (dir.upper_hides)(name)? {
+                    return Ok(None);
+                }
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    find_below(stack, dir.lowers, target, on_upper)
+}
+
+/// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
+pub fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name: &[u8]) -> Result<bool> {
+    if lowers.is_empty() {
+        return Ok(false);
+    }
+    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
+    Ok(find(stack, &view, name)?.is_some())
+}
+
+fn redirected(attrs: DirAttrs, unchanged: Target) -> Target {
+    match attrs.redirect {
+        None => unchanged,
+        Some(Redirect::Sibling(name)) => Target::Name(name),
+        Some(Redirect::Absolute(path)) => Target::Path(path),
+    }
+}
+
+/// Goes on through the lowers. `above` is the directory found so far.
+fn find_below(
+    stack: &LayerStack,
+    lowers: &[Arc<LowerDir>],
+    mut target: Target,
+    above: Option<Found>,
+) -> Result<Option<Found>> {
+    let mut found = above;
+    let mut dirs = Vec::new();
+    let mut next_layer = 0;
+    while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
+        next_layer = candidate.layer + 1;
+        let Some(parent) = candidate.parent.clone() else {
+            if candidate.cut {
+                break;
+            }
+            continue;
+        };
+        let last_layer = next_candidate_exists(stack, lowers, &target, next_layer);
+        match probe(stack, &parent, candidate.name(&target), !last_layer)? {
+            Probe::Missing => {}
+            Probe::Stop => break,
+            Probe::Object(stat, ..) if !stat.is_dir() => {
+                if found.is_none() {
+                    return Ok(Some(Found { stat, upper: None, lower: LowerPart::File(parent) }));
+                }
+                break;
+            }
+            Probe::Object(stat, dir, attrs) => {
+                if found.is_none() {
+                    found = Some(Found { stat, upper: None, lower: LowerPart::None });
+                }
+                let sealed = dir.as_ref().is_some_and(|dir| dir.sealed);
+                dirs.extend(dir);
+                if attrs.opaque || sealed {
+                    break;
+                }
+                target = redirected(attrs, target);
+            }
+        }
+    }
+    if let Some(found) = &mut found
+        && !dirs.is_empty()
+    {
+        found.lower = LowerPart::Dirs(dirs);
+    }
+    Ok(found)
+}
+
+/// The next layer in which the target may be, with the directory there that would hold it.
+struct Candidate {
+    layer: usize,
+    parent: Option<Arc<LowerDir>>,
+    /// A whiteout or an opaque directory on the way of a path: nothing below counts.
+    cut: bool,
+}
+
+impl Candidate {
+    fn name<'t>(&self, target: &'t Target) -> &'t [u8] {
+        match target {
+            Target::Name(name) => name,
+            Target::Path(path) => path.last().map(Vec::as_slice).unwrap_or_default(),
+        }
+    }
+}
+
+fn next_candidate(
+    stack: &LayerStack,
+    lowers: &[Arc<LowerDir>],
+    target: &Target,
+    from: usize,
+) -> Result<Option<Candidate>> {
+    match target {
+        Target::Name(_) => Ok(lowers.iter().find(|dir| dir.layer >= from).map(|dir| Candidate {
+            layer: dir.layer,
+            parent: Some(Arc::clone(dir)),
+            cut: false,
+        })),
+        Target::Path(path) => {
+            let Some(root) = stack.roots.get(from) else { return Ok(None) };
+            let (parent, cut) = walk_path(stack, root, path)?;
+            Ok(Some(Candidate { layer: from, parent, cut }))
+        }
+    }
+}
+
+fn next_candidate_exists(stack: &LayerStack, lowers: &[Arc<LowerDir>], target: &Target, from: usize) -> bool {
+    match target {
+        Target::Name(_) => lowers.iter().any(|dir| dir.layer >= from),
+        Target::Path(_) => from < stack.roots.len(),
+    }
+}
+
+/// Walks all but the last component of a redirect's path in one layer.
+fn walk_path(
+    stack: &LayerStack,
+    root: &Arc<LowerDir>,
+    path: &[Vec<u8>],
+) -> Result<(Option<Arc<LowerDir>>, bool)> {
+    let mut at = Arc::clone(root);
+    for component in path.get(..path.len().saturating_sub(1)).unwrap_or_default() {
+        match probe(stack, &at, component, true)? {
+            Probe::Missing => return Ok((None, false)),
+            Probe::Stop => return Ok((None, true)),
+            Probe::Object(_, Some(dir), _) => at = dir,
+            Probe::Object(..) => return Ok((None, true)),
+        }
+    }
+    Ok((Some(at), false))
+}
+
+/// What one layer says about a name.
+enum Probe {
+    Missing,
+    /// A whiteout: nothing below counts.
+    Stop,
+    Object(Stat, Option<Arc<LowerDir>>, DirAttrs),
+}
+
+/// Looks at one name in one lower directory. `more_below` tells whether what it hides matters.
+fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bool) -> Result<Probe> {
+    let layer = stack.lower(parent)?;
+    let hides = || -> Result<bool> {
+        Ok(more_below && layer.marks(&stack.fds, parent)?.whiteouts.contains(name))
+    };
+    let stat = match layer.stat(&stack.fds, parent, name) {
+        Ok(stat) => stat,
+        Err(error) if error.is(Errno::NOENT) => {
+            return Ok(if hides()? { Probe::Stop } else { Probe::Missing });
+        }
+        Err(error) => return Err(error),
+    };
+    if stat.is_whiteout() || is_xattr_whiteout(stack, parent, name, &stat)? {
+        return Ok(Probe::Stop);
+    }
+    if !stat.is_dir() {
+        return Ok(Probe::Object(stat, None, DirAttrs::default()));
+    }
+    if !more_below || stat.mount_root {
+        let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, false);
+        return Ok(Probe::Object(stat, Some(dir), DirAttrs::default()));
+    }
+    let fd = sys::open_at(layer.dir_fd(&stack.fds, parent)?.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
+    let mut attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
+    attrs.opaque = attrs.opaque || hides()?;
+    let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, attrs.xattr_whiteouts);
+    stack.fds.put(DirKey::Lower(dir.id), Arc::new(fd));
+    Ok(Probe::Object(stat, Some(dir), attrs))
+}
+
+/// Returns whether an empty file is a whiteout by attribute (Linux 6.7): only in directories marked for it.
+fn is_xattr_whiteout(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) -> Result<bool> {
+    if !parent.xattr_whiteouts || stat.kind() != FileKind::Regular || stat.size != 0 {
+        return Ok(false);
+    }
+    let file = stack.lower(parent)?.pin(&stack.fds, parent, name)?;
+    Ok(file.xattr(&stack.namespace.name("whiteout")).is_ok())
+}

@@ -1,0 +1,153 @@
+//! Removing names: plainly where only the upper has them, with a whiteout where a lower provides them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, OFlags, RenameFlags};
+
+use crate::copy_up::{self, Need};
+use crate::error::{Errno, Error, Result};
+use crate::inode::Inode;
+use crate::lookup;
+use crate::ondisk;
+use crate::stack::dir_fds::DirKey;
+use crate::stack::probe::{self, WhiteoutForm};
+use crate::stack::upper::UpperLayer;
+use crate::sys;
+use crate::tree::Tree;
+
+/// Removes a name of anything but a directory. No data is copied.
+///
+/// # Errors
+/// ENOENT, EISDIR, and what the upper answers.
+pub fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
+    let upper = tree.stack.upper()?;
+    copy_up::ensure_upper(tree, parent, Need::Data)?;
+    let _names = parent.names.lock();
+    let victim = tree.peek(parent, name)?;
+    if victim.inode.is_dir() {
+        return Err(Error::new(Errno::ISDIR));
+    }
+    let dir = tree.upper_fd(parent)?;
+    let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
+    let pin = if victim.inode.on_upper() { Some(sys::pin_at(dir.as_fd(), name)?) } else { None };
+    match (provided, pin.is_some()) {
+        (false, _) => rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty())?,
+        (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
+        (true, true) => replace_by_whiteout(tree, upper, parent, dir.as_fd(), name)?,
+    }
+    let gone = victim.stat.nlink <= 1 || pin.is_none();
+    forget_name(tree, &victim.inode, parent, name, pin, gone);
+    Ok(())
+}
+
+/// Puts a whiteout over the upper file `name`.
+fn replace_by_whiteout(
+    tree: &Tree,
+    upper: &UpperLayer,
+    parent: &Inode,
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<()> {
+    match upper.features.whiteouts {
+        WhiteoutForm::CharDevice => {
+            let temp = upper.workdir.temp();
+            probe::make_whiteout(upper.workdir.fd(), temp.name())?;
+            temp.publish(dir, name, RenameFlags::empty())
+        }
+        WhiteoutForm::DotWh => {
+            put_whiteout(tree, upper, parent, dir, name)?;
+            Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
+        }
+    }
+}
+
+/// Makes a whiteout where the upper has no object of that name, or for `.wh.NAME` also where it has.
+pub fn put_whiteout(
+    tree: &Tree,
+    upper: &UpperLayer,
+    parent: &Inode,
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<()> {
+    match upper.features.whiteouts {
+        WhiteoutForm::CharDevice => Ok(probe::make_whiteout(dir, name)?),
+        WhiteoutForm::DotWh => {
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            sys::open_at(dir, &ondisk::whiteout_name(name), flags, 0o600)?;
+            tree.note_upper_whiteout(parent, name, true);
+            Ok(())
+        }
+    }
+}
+
+/// Removes an empty directory. Empty is judged on the merged view.
+///
+/// # Errors
+/// ENOENT, ENOTDIR, ENOTEMPTY, and what the upper answers.
+pub fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
+    let upper = tree.stack.upper()?;
+    copy_up::ensure_upper(tree, parent, Need::Data)?;
+    let _names = parent.names.lock();
+    let victim = tree.peek(parent, name)?;
+    if !victim.inode.is_dir() {
+        return Err(Error::new(Errno::NOTDIR));
+    }
+    // Nothing may appear in it while it is judged and removed.
+    let _inner = victim.inode.names.lock();
+    if !tree.listing(&victim.inode)?.is_empty() {
+        return Err(Error::new(Errno::NOTEMPTY));
+    }
+    let dir = tree.upper_fd(parent)?;
+    let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
+    let pin = if victim.inode.on_upper() {
+        Some(sys::open_at(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?)
+    } else {
+        None
+    };
+    match (provided, pin.is_some()) {
+        (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
+        (true, true) if upper.features.whiteouts == WhiteoutForm::CharDevice => {
+            // In one step the whiteout takes the place and the directory, with marks in it, is in the workdir.
+            let temp = upper.workdir.temp();
+            probe::make_whiteout(upper.workdir.fd(), temp.name())?;
+            temp.publish(dir.as_fd(), name, RenameFlags::EXCHANGE)?;
+        }
+        (true, true) => {
+            put_whiteout(tree, upper, parent, dir.as_fd(), name)?;
+            remove_upper_dir(upper, dir.as_fd(), name)?;
+        }
+        (false, _) => remove_upper_dir(upper, dir.as_fd(), name)?,
+    }
+    forget_name(tree, &victim.inode, parent, name, pin, true);
+    Ok(())
+}
+
+/// Removes a directory that holds nothing but marks.
+fn remove_upper_dir(upper: &UpperLayer, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => upper.workdir.discard(dir, name),
+        result => Ok(result?),
+    }
+}
+
+/// Takes a removed name away from its node, which lives on while anybody holds it.
+///
+/// `pin` is a descriptor of the upper object, taken before it was removed; `gone` tells whether this was its last
+/// link on disk.
+pub fn forget_name(tree: &Tree, inode: &Arc<Inode>, parent: &Inode, name: &[u8], pin: Option<OwnedFd>, gone: bool) {
+    let last = tree.table.unlink(inode, parent, name);
+    if gone {
+        tree.table.unkey(inode);
+    }
+    if last {
+        let mut state = inode.state.write();
+        state.unlinked = true;
+        state.pinned = pin.map(Arc::new);
+    }
+    if inode.is_dir() {
+        inode.version.fetch_add(1, Ordering::Release);
+        tree.stack.fds.remove(DirKey::Upper(inode.id));
+    }
+}

@@ -1,0 +1,277 @@
+//! Moving names: which case it is, what must stand in the upper before, and the one step that moves.
+//!
+//! Order for a crash at any moment: marks on the moved directory first (a redirect or an opaque mark on a directory
+//! still in its old place changes nothing there), then the rename, with the whiteout in the same step.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+
+use crate::copy_up::{self, Need};
+use crate::create::{check_new_name, remove_dot_wh, set_opaque};
+use crate::error::{Errno, Error, Result};
+use crate::inode::Inode;
+use crate::lookup;
+use crate::name::FileName;
+use crate::ondisk::REDIRECT_MAX;
+use crate::remove::{forget_name, put_whiteout};
+use crate::request::RenameMode;
+use crate::stack::probe::WhiteoutForm;
+use crate::stack::upper::UpperLayer;
+use crate::sys;
+use crate::tree::{Peeked, Tree};
+
+/// One end of a rename.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// The directory.
+    pub parent: &'a Arc<Inode>,
+    /// The name in it.
+    pub name: &'a [u8],
+}
+
+/// Moves or exchanges names.
+///
+/// # Errors
+/// As rename(2); EXDEV for a directory with lowers where no redirect can be stored.
+pub fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) -> Result<()> {
+    check_new_name(tree, to.name)?;
+    let source = tree.peek(from.parent, from.name)?;
+    let target = match tree.peek(to.parent, to.name) {
+        Ok(target) => Some(target),
+        Err(error) if error.is(Errno::NOENT) => None,
+        Err(error) => return Err(error),
+    };
+    if !check(tree, &source, target.as_ref(), mode)? {
+        return Ok(());
+    }
+    copy_up::ensure_upper(tree, &source.inode, Need::Data)?;
+    copy_up::ensure_upper(tree, to.parent, Need::Data)?;
+    if let (Some(target), RenameMode::Exchange) = (&target, mode) {
+        copy_up::ensure_upper(tree, &target.inode, Need::Data)?;
+    }
+    let _names = lock_parents(from.parent, to.parent);
+    still_there(&source, from)?;
+    if let Some(target) = &target {
+        still_there(target, to)?;
+    }
+    let upper = tree.stack.upper()?;
+    let job = Rename { tree, upper, from, to, from_fd: tree.upper_fd(from.parent)?, to_fd: tree.upper_fd(to.parent)? };
+    match (mode, &target) {
+        (RenameMode::Exchange, Some(target)) => job.exchange(&source.inode, &target.inode),
+        _ => job.replace(&source.inode, target.as_ref()),
+    }
+}
+
+/// Applies the rules of rename(2). `false` if there is nothing to do.
+fn check(tree: &Tree, source: &Peeked<'_>, target: Option<&Peeked<'_>>, mode: RenameMode) -> Result<bool> {
+    let needs_redirect = |inode: &Inode| inode.is_dir() && !inode.lower_dirs().is_empty();
+    match (mode, target) {
+        (RenameMode::NoReplace, Some(_)) => return Err(Error::new(Errno::EXIST)),
+        (RenameMode::Exchange, None) => return Err(Error::new(Errno::NOENT)),
+        (_, Some(target)) if target.inode.id == source.inode.id => return Ok(false),
+        (RenameMode::Exchange, Some(target)) => {
+            if !tree.policy.redirect && needs_redirect(&target.inode) {
+                return Err(Error::new(Errno::XDEV));
+            }
+        }
+        (_, Some(target)) => match (source.inode.is_dir(), target.inode.is_dir()) {
+            (true, false) => return Err(Error::new(Errno::NOTDIR)),
+            (false, true) => return Err(Error::new(Errno::ISDIR)),
+            (true, true) if !tree.listing(&target.inode)?.is_empty() => return Err(Error::new(Errno::NOTEMPTY)),
+            _ => {}
+        },
+        (_, None) => {}
+    }
+    if !tree.policy.redirect && needs_redirect(&source.inode) {
+        return Err(Error::new(Errno::XDEV));
+    }
+    Ok(true)
+}
+
+/// Locks the names of both parents, always in the same order.
+fn lock_parents<'a>(a: &'a Arc<Inode>, b: &'a Arc<Inode>) -> (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>) {
+    if a.id == b.id {
+        return (a.names.lock(), None);
+    }
+    let (first, second) = if a.id < b.id { (a, b) } else { (b, a) };
+    let first = first.names.lock();
+    (first, Some(second.names.lock()))
+}
+
+/// Checks that an object is where it was before the locks were taken.
+fn still_there(object: &Peeked<'_>, end: End<'_>) -> Result<()> {
+    let state = object.inode.state.read();
+    let others = state.other_places.as_deref().map(Vec::as_slice).unwrap_or_default();
+    let found = state.place.iter().chain(others).any(|place| place.is(end.parent, end.name));
+    if found { Ok(()) } else { Err(Error::new(Errno::NOENT)) }
+}
+
+/// A rename whose objects are on the upper and whose directories are locked.
+struct Rename<'a> {
+    tree: &'a Tree,
+    upper: &'a UpperLayer,
+    from: End<'a>,
+    to: End<'a>,
+    from_fd: crate::stack::lower::DirFd<'a>,
+    to_fd: crate::stack::lower::DirFd<'a>,
+}
+
+impl Rename<'_> {
+    fn replace(&self, source: &Arc<Inode>, target: Option<&Peeked<'_>>) -> Result<()> {
+        let (tree, from, to) = (self.tree, self.from, self.to);
+        let leaves_whiteout = lookup::below_provides(&tree.stack, &from.parent.lower_dirs(), from.name)?;
+        if source.is_dir() {
+            self.mark_moved(source, to)?;
+        }
+        let pin = match target {
+            Some(target) if target.inode.on_upper() => Some(self.pin_target(&target.inode)?),
+            _ => None,
+        };
+        if let (Some(target), Some(_)) = (target, &pin)
+            && target.inode.is_dir()
+        {
+            self.empty_target(&target.inode)?;
+        }
+        self.move_name(source, leaves_whiteout, target.is_some())?;
+        if !to.parent.lower_dirs().is_empty() && tree.upper_hides(to.parent, to.name)? {
+            remove_dot_wh(tree, to.parent, self.to_fd.as_fd(), to.name)?;
+        }
+        if let Some(target) = target {
+            let gone = target.inode.is_dir() || target.stat.nlink <= 1 || pin.is_none();
+            forget_name(tree, &target.inode, to.parent, to.name, pin, gone);
+        }
+        tree.table.rename(source, (from.parent, from.name), (to.parent, FileName::new(to.name)?));
+        Ok(())
+    }
+
+    fn pin_target(&self, target: &Inode) -> Result<OwnedFd> {
+        let flags = if target.is_dir() { OFlags::PATH | OFlags::DIRECTORY } else { OFlags::PATH };
+        Ok(sys::open_at(self.to_fd.as_fd(), self.to.name, flags, 0)?)
+    }
+
+    /// The step that moves, and with it the whiteout if a lower provides the old name.
+    fn move_name(&self, source: &Inode, leaves_whiteout: bool, replaces: bool) -> Result<()> {
+        let (from, to) = (self.from.name, self.to.name);
+        let over_whiteout = !replaces
+            && source.is_dir()
+            && sys::stat_at(self.to_fd.as_fd(), to).is_ok_and(|stat| stat.is_whiteout());
+        if over_whiteout {
+            // A directory cannot replace a whiteout; they change places, and it is then where the name was.
+            self.rename_at(RenameFlags::EXCHANGE)?;
+            if !leaves_whiteout {
+                rustix::fs::unlinkat(self.from_fd.as_fd(), from, AtFlags::empty())?;
+            }
+            return Ok(());
+        }
+        match (leaves_whiteout, self.upper.features.whiteouts) {
+            (false, _) => self.rename_at(RenameFlags::empty()),
+            (true, WhiteoutForm::CharDevice) => self.rename_at(RenameFlags::WHITEOUT),
+            (true, WhiteoutForm::DotWh) => {
+                put_whiteout(self.tree, self.upper, self.from.parent, self.from_fd.as_fd(), from)?;
+                self.rename_at(RenameFlags::empty())
+            }
+        }
+    }
+
+    fn rename_at(&self, flags: RenameFlags) -> Result<()> {
+        let (from, to) = (self.from_fd.as_fd(), self.to_fd.as_fd());
+        if flags.is_empty() {
+            return Ok(rustix::fs::renameat(from, self.from.name, to, self.to.name)?);
+        }
+        Ok(rustix::fs::renameat_with(from, self.from.name, to, self.to.name, flags)?)
+    }
+
+    fn exchange(&self, source: &Arc<Inode>, target: &Arc<Inode>) -> Result<()> {
+        if !self.upper.features.exchange {
+            return Err(Error::new(Errno::INVAL));
+        }
+        if source.is_dir() {
+            self.mark_moved(source, self.to)?;
+        }
+        if target.is_dir() {
+            self.mark_moved(target, self.from)?;
+        }
+        self.rename_at(RenameFlags::EXCHANGE)?;
+        let (from, to) = (self.from, self.to);
+        let (from_name, to_name) = (FileName::new(from.name)?, FileName::new(to.name)?);
+        self.tree.table.rename(source, (from.parent, from.name), (to.parent, to_name));
+        self.tree.table.rename(target, (to.parent, to.name), (from.parent, from_name));
+        Ok(())
+    }
+
+    /// Marks a directory for its new place: with lowers, where they are; without, that what the new place has below
+    /// does not belong to it.
+    fn mark_moved(&self, dir: &Arc<Inode>, to: End<'_>) -> Result<()> {
+        let fd = self.tree.upper_fd(dir)?;
+        if let Some(value) = redirect_value(dir, to.parent)? {
+            let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::XDEV))?;
+            return Ok(sys::xattr::set(fd.as_fd(), &namespace.name("redirect"), &value, 0)?);
+        }
+        if lookup::below_provides(&self.tree.stack, &to.parent.lower_dirs(), to.name)? {
+            set_opaque(self.tree, fd.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the upper part of the target directory, empty in the merged view, empty on disk too, so that it can be
+    /// replaced: it changes places with an opaque twin.
+    fn empty_target(&self, target: &Inode) -> Result<()> {
+        let dir = self.to_fd.as_fd();
+        let old = self.tree.upper_fd(target)?;
+        let mut empty = true;
+        sys::dirents::for_each_name(old.as_fd(), |_| {
+            empty = false;
+            Ok(false)
+        })?;
+        if empty {
+            return Ok(());
+        }
+        let workdir = &self.upper.workdir;
+        let twin = workdir.temp();
+        rustix::fs::mkdirat(workdir.fd(), twin.name(), Mode::RWXU)?;
+        let fd = sys::open_at(workdir.fd(), twin.name(), OFlags::PATH | OFlags::DIRECTORY, 0)?;
+        set_opaque(self.tree, fd.as_fd())?;
+        copy_owner_and_mode(old.as_fd(), fd.as_fd())?;
+        twin.publish(dir, self.to.name, RenameFlags::EXCHANGE)?;
+        // Without attributes the opaque mark is a file, which must go before the rename.
+        match rustix::fs::unlinkat(fd.as_fd(), crate::ondisk::OPAQUE_FILE, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn copy_owner_and_mode(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let (old, new) = (sys::stat_fd(from)?, sys::stat_fd(to)?);
+    if (old.uid, old.gid) != (new.uid, new.gid) {
+        let (uid, gid) = (Uid::from_raw(old.uid), Gid::from_raw(old.gid));
+        rustix::fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    }
+    let mode = Mode::from_raw_mode(old.mode & 0o7777);
+    Ok(rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?)
+}
+
+/// Returns the redirect of a directory for its place in `parent`; none if it has no lowers.
+///
+/// # Errors
+/// EXDEV if the path is longer than kernel overlayfs follows.
+fn redirect_value(dir: &Inode, parent: &Inode) -> Result<Option<Vec<u8>>> {
+    let lowers = dir.lower_dirs();
+    let Some(top) = lowers.first() else { return Ok(None) };
+    let lower_parent = top.parent.as_ref().map(|lower| (lower.layer, lower.identity));
+    // A relative redirect is looked up in the lowers of the new parent: right if the first of them that holds the
+    // name is the one the directory came from.
+    let siblings = parent.lower_dirs();
+    let first = siblings.first().map(|lower| (lower.layer, lower.identity));
+    if first.is_some() && first == lower_parent {
+        return Ok(Some(top.name.clone()));
+    }
+    let path = [b"/", top.path().as_slice()].concat();
+    if path.len() > REDIRECT_MAX {
+        return Err(Error::new(Errno::XDEV));
+    }
+    Ok(Some(path))
+}

@@ -1,0 +1,209 @@
+//! The layers of a mount: opened, checked against each other, and probed, before anything is mounted.
+
+pub mod dir_fds;
+pub mod lower;
+pub mod marks;
+pub mod probe;
+pub mod upper;
+pub mod workdir;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::ondisk::Namespace;
+use crate::options::MountOptions;
+use crate::sys;
+use dir_fds::DirFds;
+use lower::{LowerDir, LowerLayer};
+use marks::Follow;
+use upper::UpperLayer;
+use workdir::Workdir;
+
+/// Directory descriptors kept open at most, beside one for each layer's root.
+const DIR_FDS: usize = 384;
+/// Inode numbers of the second and later file systems carry the file system's index above this bit.
+const FS_SHIFT: u32 = 48;
+
+/// All layers of a mount.
+#[derive(Debug)]
+pub struct LayerStack {
+    /// The writable layer, if the mount is not read-only.
+    pub upper: Option<UpperLayer>,
+    /// The read-only layers, topmost first.
+    pub lowers: Vec<LowerLayer>,
+    /// Descriptions of the roots of the lowers, in the same order.
+    pub roots: Vec<Arc<LowerDir>>,
+    /// The cache of directory descriptors.
+    pub fds: DirFds,
+    /// Where marks are read and written.
+    pub namespace: Namespace,
+    /// Whether redirects found are followed.
+    pub follow: Follow,
+    /// Devices in the order in which they were met; the index makes inode numbers distinct.
+    devices: RwLock<Vec<u64>>,
+}
+
+impl LayerStack {
+    /// Opens every layer that `options` name. The second value tells facts and fallbacks, a line each.
+    ///
+    /// # Errors
+    /// What is wrong with which directory; nothing is mounted and nothing is left behind.
+    pub fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
+        let mut notices = Vec::new();
+        let userxattr = options.userxattr;
+        let mut lowers = Vec::with_capacity(options.lowerdir.len());
+        // Read-only with an upper: it is the topmost of the layers that are read.
+        let read_only_upper = options.upperdir.iter().filter(|_| options.is_read_only());
+        for path in read_only_upper.chain(&options.lowerdir) {
+            lowers.push(LowerLayer::open(path)?);
+        }
+        if lowers.is_empty() {
+            return Err(Error::new(Errno::INVAL)
+                .during("mount a union of", "no layers")
+                .hint("name at least one lower layer: -o lowerdir=DIR"));
+        }
+        let upper = open_upper(options, &mut notices)?;
+        hide_paths(&mut lowers, &options.hidden)?;
+        if upper.is_some() {
+            hide_paths(&mut lowers, &check_overlap(options, &mut notices)?)?;
+        }
+        let namespace = match &upper {
+            Some(upper) => upper.features.namespace.unwrap_or(Namespace::User),
+            None => probe::namespace_without_upper(userxattr),
+        };
+        let mut roots = Vec::with_capacity(lowers.len());
+        for (index, layer) in lowers.iter().enumerate() {
+            let (root, opaque) = layer.root_dir(index, namespace)?;
+            roots.push(root);
+            if opaque {
+                break;
+            }
+        }
+        let mut devices: Vec<u64> = upper.iter().map(|upper| upper.identity().0).collect();
+        for layer in &lowers {
+            if !devices.contains(&layer.identity().0) {
+                devices.push(layer.identity().0);
+            }
+        }
+        let fds = DirFds::new(DIR_FDS);
+        let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
+        Ok((Self { upper, lowers, roots, fds, namespace, follow, devices: RwLock::new(devices) }, notices))
+    }
+
+    /// Returns the writable layer.
+    ///
+    /// # Errors
+    /// EROFS if there is none.
+    pub fn upper(&self) -> Result<&UpperLayer> {
+        self.upper.as_ref().ok_or(Error::new(Errno::ROFS))
+    }
+
+    /// Returns the layer that a description belongs to.
+    pub fn lower(&self, dir: &LowerDir) -> Result<&LowerLayer> {
+        self.lowers.get(dir.layer).ok_or(Error::new(Errno::IO))
+    }
+
+    /// Returns the inode number to show for an object: its own on the first file system, with the file system's index
+    /// in the high bits on others.
+    pub fn shown_ino(&self, dev: u64, ino: u64) -> u64 {
+        let index = self.device_index(dev);
+        if index == 0 || ino >> FS_SHIFT != 0 {
+            // Numbers beyond 48 bits are hashed by their file system already; a collision only makes two objects
+            // show one number, never share a node.
+            return ino;
+        }
+        (index << FS_SHIFT) | ino
+    }
+
+    /// Returns the index of a device, noting it if it is new.
+    pub fn device_index(&self, dev: u64) -> u64 {
+        if let Some(index) = self.devices.read().iter().position(|&known| known == dev) {
+            return index as u64;
+        }
+        let mut devices = self.devices.write();
+        let index = devices.iter().position(|&known| known == dev).unwrap_or_else(|| {
+            devices.push(dev);
+            devices.len() - 1
+        });
+        index as u64
+    }
+}
+
+fn open_upper(options: &MountOptions, notices: &mut Vec<String>) -> Result<Option<UpperLayer>> {
+    if options.is_read_only() {
+        return Ok(None);
+    }
+    let (upper, work) = match (&options.upperdir, &options.workdir) {
+        (None, _) => return Ok(None),
+        (Some(upper), None) => {
+            return Err(Error::new(Errno::INVAL)
+                .during("use upper layer", upper.as_os_str().as_encoded_bytes())
+                .hint("workdir not specified"));
+        }
+        (Some(upper), Some(work)) => (upper, work),
+    };
+    let (root, stat) = UpperLayer::open_root(upper)?;
+    let (workdir, notice) = Workdir::open(work)?;
+    notices.extend(notice);
+    upper::check_same_file_system(upper, root.as_fd(), workdir.base_fd())?;
+    let features = probe::probe(&workdir, options.userxattr, options.dot_wh_whiteouts)?;
+    notices.push(features.to_string());
+    Ok(Some(UpperLayer::new(root, stat, workdir, features)))
+}
+
+/// Takes the directories that must not be shown out of the layers that contain them.
+fn hide_paths(lowers: &mut [LowerLayer], hidden: &[PathBuf]) -> Result<()> {
+    for path in hidden {
+        let path = absolute(path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+        let Ok(fd) = open_dir(parent) else { continue };
+        let stat = sys::stat_fd(fd.as_fd())?;
+        for layer in lowers.iter_mut() {
+            layer.hide((stat.dev, stat.ino), name.as_encoded_bytes());
+        }
+    }
+    Ok(())
+}
+
+fn open_dir(path: &Path) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// Refuses layers that would change under the union's own feet: a lower inside the upper or workdir, upper and
+/// workdir inside each other. Returns upper and workdir if they lie inside a lower: there they are not shown.
+fn check_overlap(options: &MountOptions, notices: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+    let (Some(upper), Some(work)) = (&options.upperdir, &options.workdir) else { return Ok(Vec::new()) };
+    let (upper, work) = (absolute(upper), absolute(work));
+    let bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
+    if upper.starts_with(&work) || work.starts_with(&upper) {
+        return Err(Error::new(Errno::INVAL)
+            .during("use workdir", bytes(&work))
+            .hint("workdir and upperdir must be separate directories, neither inside the other"));
+    }
+    let mut inside = Vec::new();
+    for lower in &options.lowerdir {
+        let lower = absolute(lower);
+        for writable in [&upper, &work] {
+            if lower.starts_with(writable) {
+                return Err(Error::new(Errno::LOOP)
+                    .during("use lower layer", bytes(&lower))
+                    .hint("a lower layer must not lie inside upperdir or workdir"));
+            }
+            if writable.starts_with(&lower) {
+                notices.push(format!("{} lies inside a lower layer and is not shown there", writable.display()));
+                inside.push(writable.clone());
+            }
+        }
+    }
+    Ok(inside)
+}

@@ -1,0 +1,291 @@
+//! A lower layer: reads below its root descriptor, and nothing else.
+//!
+//! "A lower layer is never written" holds by type: no method here changes anything, the root descriptor is
+//! private, and what is opened comes back as a [`LowerFile`], not as a bare descriptor (fchmod, fchown, fsetxattr and
+//! futimens succeed on descriptors opened read-only).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{CWD, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::error::{Errno, Error, Result};
+use crate::name::FileName;
+use crate::stack::dir_fds::{DirFds, DirKey};
+use crate::ondisk::Namespace;
+use crate::stack::marks::{self, DirMarks, Follow};
+use crate::sys::{self, Stat};
+
+/// One read-only layer.
+#[derive(Debug)]
+pub struct LowerLayer {
+    root: OwnedFd,
+    root_stat: Stat,
+    /// Directory entries that are not shown: the directory's device and inode, and the name in it.
+    hidden: Vec<(u64, u64, Vec<u8>)>,
+    /// No file of this layer could be reflinked to the upper so far; asking again is a wasted call.
+    pub(crate) no_reflink: AtomicBool,
+}
+
+/// A directory of a lower layer. Its place never changes, so it is a name and a parent; a descriptor exists only
+/// while the bounded cache holds one.
+#[derive(Debug)]
+pub struct LowerDir {
+    /// Number of this object, unique in the process.
+    pub id: u64,
+    /// Index of the layer among the lowers, 0 is the topmost.
+    pub layer: usize,
+    /// Parent, `None` for the layer's root.
+    pub parent: Option<Arc<LowerDir>>,
+    /// Name in the parent; empty for the root.
+    pub name: Vec<u8>,
+    /// Device and inode number.
+    pub identity: (u64, u64),
+    /// Another file system is mounted here: what is below it does not belong to the layer.
+    pub sealed: bool,
+    /// Empty regular files in it may be whiteouts by attribute.
+    pub xattr_whiteouts: bool,
+    pub(crate) marks: OnceLock<DirMarks>,
+}
+
+static NEXT_DIR_ID: AtomicU64 = AtomicU64::new(1);
+
+impl LowerDir {
+    /// Describes the directory that `stat` was read from.
+    pub fn new(layer: usize, parent: Option<Arc<Self>>, name: &[u8], stat: &Stat, xattr_whiteouts: bool) -> Arc<Self> {
+        Arc::new(Self {
+            id: NEXT_DIR_ID.fetch_add(1, Ordering::Relaxed),
+            layer,
+            sealed: parent.is_some() && stat.mount_root,
+            parent,
+            name: name.to_vec(),
+            identity: (stat.dev, stat.ino),
+            xattr_whiteouts,
+            marks: OnceLock::new(),
+        })
+    }
+
+    /// Returns the path from the layer's root, components joined by `/`, empty for the root.
+    pub fn path(&self) -> Vec<u8> {
+        let mut components = Vec::new();
+        let mut at = Some(self);
+        while let Some(dir) = at {
+            if !dir.name.is_empty() {
+                components.push(dir.name.as_slice());
+            }
+            at = dir.parent.as_deref();
+        }
+        components.reverse();
+        components.join(&b'/')
+    }
+}
+
+/// An object of a lower layer, held open. It can be read; nothing about it can be changed.
+#[derive(Debug)]
+pub struct LowerFile(OwnedFd);
+
+impl LowerFile {
+    /// Returns the attributes.
+    pub fn stat(&self) -> Result<Stat> {
+        Ok(sys::stat_fd(self.0.as_fd())?)
+    }
+
+    /// Reads at `offset`.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        Ok(sys::retry(|| rustix::io::pread(&self.0, &mut *buffer, offset))?)
+    }
+
+    /// Returns the value of an extended attribute.
+    pub fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(sys::xattr::get(self.0.as_fd(), name)?)
+    }
+
+    /// Returns the names of the extended attributes, each ended by NUL.
+    pub fn xattr_names(&self) -> Result<Vec<u8>> {
+        Ok(sys::xattr::list(self.0.as_fd())?)
+    }
+
+    /// Returns where data or a hole begins, as lseek(2) does.
+    pub fn seek(&self, from: rustix::fs::SeekFrom) -> Result<u64> {
+        Ok(rustix::fs::seek(&self.0, from)?)
+    }
+
+    /// Copies all data into the empty file `to`, sharing blocks if `share` and the file systems can.
+    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>, size: u64, no_reflink: &AtomicBool) -> Result<()> {
+        if !no_reflink.load(Ordering::Relaxed) {
+            match sys::copy::reflink(self.0.as_fd(), to) {
+                Ok(()) => return Ok(()),
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+                    no_reflink.store(true, Ordering::Relaxed);
+                }
+                Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY | Errno::BADF) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(sys::copy::copy_sparse(self.0.as_fd(), to, size)?)
+    }
+
+    /// Copies a range into `to`, in the kernel.
+    pub(crate) fn copy_range_to(&self, offset: u64, to: BorrowedFd<'_>, to_offset: u64, len: usize) -> Result<usize> {
+        let (mut from_at, mut to_at) = (offset, to_offset);
+        Ok(sys::retry(|| {
+            rustix::fs::copy_file_range(&self.0, Some(&mut from_at), to, Some(&mut to_at), len)
+        })?)
+    }
+
+    /// Returns the target of a symbolic link that was opened without following it.
+    pub fn link_target(&self) -> Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.0, c"", Vec::new())?.into_bytes())
+    }
+
+    /// Returns file system totals.
+    pub fn statvfs(&self) -> Result<rustix::fs::StatVfs> {
+        Ok(rustix::fs::fstatvfs(&self.0)?)
+    }
+}
+
+impl LowerLayer {
+    /// Opens the directory at `path` as a layer, without the file systems mounted below it.
+    ///
+    /// # Errors
+    /// What open(2) says of the path; ENOTDIR if it is no directory.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.as_os_str().as_encoded_bytes();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::empty()))
+            .map_err(|e| Error::new(e).during("open lower layer", name))?;
+        // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
+        // privilege over the mount namespace; without it, mount points are seen as empty directories.
+        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let root = open_tree(&plain, c"", clone).unwrap_or(plain);
+        let root_stat = sys::stat_fd(root.as_fd())?;
+        Ok(Self { root, root_stat, hidden: Vec::new(), no_reflink: AtomicBool::new(false) })
+    }
+
+    /// Describes the root directory; also tells whether it hides the layers below.
+    pub fn root_dir(&self, index: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
+        let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
+        Ok((LowerDir::new(index, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
+    }
+
+    /// Returns the attributes of the root.
+    pub fn root_stat(&self) -> &Stat {
+        &self.root_stat
+    }
+
+    /// Stops showing `name` in the directory with this identity.
+    pub(crate) fn hide(&mut self, dir: (u64, u64), name: &[u8]) {
+        self.hidden.push((dir.0, dir.1, name.to_vec()));
+    }
+
+    /// Returns whether `name` in `dir` is not shown.
+    pub fn hides(&self, dir: &LowerDir, name: &[u8]) -> bool {
+        self.hidden.iter().any(|(dev, ino, hidden)| (*dev, *ino) == dir.identity && hidden == name)
+    }
+
+    /// Returns the device and inode number of the root.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.root_stat.dev, self.root_stat.ino)
+    }
+
+    /// Returns file system totals.
+    pub fn statvfs(&self) -> Result<rustix::fs::StatVfs> {
+        Ok(rustix::fs::fstatvfs(&self.root)?)
+    }
+
+    /// Returns a descriptor of `dir` for lookups, from the cache if it is there.
+    pub(crate) fn dir_fd(&self, fds: &DirFds, dir: &LowerDir) -> Result<DirFd<'_>> {
+        if dir.parent.is_none() {
+            return Ok(DirFd::Root(self.root.as_fd()));
+        }
+        if let Some(fd) = fds.get(DirKey::Lower(dir.id)) {
+            return Ok(DirFd::Cached(fd));
+        }
+        let fd = Arc::new(self.open_dir(fds, dir)?);
+        fds.put(DirKey::Lower(dir.id), Arc::clone(&fd));
+        Ok(DirFd::Cached(fd))
+    }
+
+    /// Opens `dir` from its nearest ancestor that has a descriptor.
+    fn open_dir(&self, fds: &DirFds, dir: &LowerDir) -> Result<OwnedFd> {
+        if dir.sealed {
+            let parent = dir.parent.as_ref().ok_or(Errno::IO)?;
+            let base = self.dir_fd(fds, parent)?;
+            return Ok(sys::open_at(base.as_fd(), &dir.name, OFlags::PATH | OFlags::DIRECTORY, 0)?);
+        }
+        let mut path = vec![dir.name.as_slice()];
+        let mut at = dir.parent.as_ref();
+        let base = loop {
+            match at {
+                None => break DirFd::Root(self.root.as_fd()),
+                Some(ancestor) => {
+                    if let Some(fd) = fds.get(DirKey::Lower(ancestor.id)) {
+                        break DirFd::Cached(fd);
+                    }
+                    if ancestor.parent.is_some() {
+                        path.push(&ancestor.name);
+                    }
+                    at = ancestor.parent.as_ref();
+                }
+            }
+        };
+        path.reverse();
+        Ok(sys::open_dir_beneath(base.as_fd(), &path.join(&b'/'))?)
+    }
+
+    /// Returns the attributes of `name` in `dir`; ENOENT for what is not shown.
+    pub(crate) fn stat(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<Stat> {
+        if dir.sealed || (!self.hidden.is_empty() && self.hides(dir, name)) {
+            return Err(Error::new(Errno::NOENT));
+        }
+        Ok(sys::stat_at(self.dir_fd(fds, dir)?.as_fd(), name)?)
+    }
+
+    /// Opens `name` in `dir` for reading its data.
+    pub(crate) fn open_data(&self, fds: &DirFds, dir: &LowerDir, name: &FileName) -> Result<LowerFile> {
+        // O_NOATIME is for owners only; access times of lowers are not kept, so not asking costs nothing.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        Ok(LowerFile(sys::open_at(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags, 0)?))
+    }
+
+    /// Opens `name` in `dir` for its attributes.
+    pub(crate) fn pin(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<LowerFile> {
+        Ok(LowerFile(sys::pin_at(self.dir_fd(fds, dir)?.as_fd(), name)?))
+    }
+
+    /// Opens `dir` itself for its attributes.
+    pub(crate) fn pin_dir(&self, fds: &DirFds, dir: &LowerDir) -> Result<LowerFile> {
+        Ok(LowerFile(self.dir_fd(fds, dir)?.as_fd().try_clone_to_owned()?))
+    }
+
+    /// Returns what the directory's own names and attributes say about the layers below, read once.
+    pub(crate) fn marks<'a>(&self, fds: &DirFds, dir: &'a LowerDir) -> Result<&'a DirMarks> {
+        if let Some(marks) = dir.marks.get() {
+            return Ok(marks);
+        }
+        let marks =
+            if dir.sealed { DirMarks::default() } else { marks::scan_names(self.dir_fd(fds, dir)?.as_fd())? };
+        Ok(dir.marks.get_or_init(|| marks))
+    }
+}
+
+/// A descriptor to look names up in: a layer's root, or one from the cache.
+#[derive(Debug)]
+pub enum DirFd<'a> {
+    /// The root of a layer.
+    Root(BorrowedFd<'a>),
+    /// Shared with the cache.
+    Cached(Arc<OwnedFd>),
+}
+
+impl AsFd for DirFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(fd) => *fd,
+            Self::Cached(fd) => fd.as_fd(),
+        }
+    }
+}

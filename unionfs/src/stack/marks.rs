@@ -1,0 +1,89 @@
+//! What one directory of one layer says about the layers below it.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::error::{Errno, Error, Result};
+use crate::ondisk::{self, NameClass, Namespace, Redirect};
+use crate::sys;
+
+/// The `.wh.` names of a directory, learnt from one reading of it.
+#[derive(Debug, Default)]
+pub struct DirMarks {
+    /// Names hidden in the layers below.
+    pub whiteouts: HashSet<Box<[u8]>>,
+}
+
+/// What a directory's attributes, and its `.wh..wh..opq`, say.
+#[derive(Debug, Default)]
+pub struct DirAttrs {
+    /// Nothing below this directory shows through.
+    pub opaque: bool,
+    /// Empty files in it may be whiteouts by attribute.
+    pub xattr_whiteouts: bool,
+    /// Where it goes on below, if not under its own name.
+    pub redirect: Option<Redirect>,
+}
+
+/// Reads the names of a directory once and keeps those that hide others.
+pub fn scan_names(dir: BorrowedFd<'_>) -> Result<DirMarks> {
+    let mut marks = DirMarks::default();
+    sys::dirents::for_each_name(dir, |entry| {
+        if let NameClass::Whiteout(target) = ondisk::classify(entry.name) {
+            marks.whiteouts.insert(target.into());
+        }
+        Ok(true)
+    })?;
+    Ok(marks)
+}
+
+/// Reads the attributes of a directory. `follow` says whether redirects count; one that breaks the kernel's rules
+/// is an error then, since merging elsewhere would show a wrong tree.
+///
+/// # Errors
+/// EINVAL and EACCES for a bad redirect, EPERM for any redirect where they are not followed.
+pub fn read_attrs(dir: BorrowedFd<'_>, namespace: Namespace, follow: Follow) -> Result<DirAttrs> {
+    let mut attrs = DirAttrs::default();
+    let redirect_name = namespace.name("redirect");
+    let list = match sys::xattr::list(dir) {
+        Ok(list) => list,
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Vec::new(),
+        Err(errno) => return Err(errno.into()),
+    };
+    for name in sys::xattr::names(&list) {
+        if ondisk::OPAQUE_XATTRS.contains(&name) {
+            match sys::xattr::get(dir, name)?.first() {
+                Some(&ondisk::OPAQUE_YES) => attrs.opaque = true,
+                Some(&ondisk::OPAQUE_XATTR_WHITEOUTS) => attrs.xattr_whiteouts = true,
+                _ => {}
+            }
+        } else if name == redirect_name {
+            attrs.redirect = Some(parse(&sys::xattr::get(dir, name)?, follow)?);
+        }
+    }
+    attrs.opaque = attrs.opaque || has_opaque_file(dir);
+    Ok(attrs)
+}
+
+/// What to do with redirects that are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// Follow them.
+    Yes,
+    /// Looking up an object that has one fails with EPERM, as in the kernel with `redirect_dir=nofollow`.
+    No,
+}
+
+fn parse(value: &[u8], follow: Follow) -> Result<Redirect> {
+    if follow == Follow::No {
+        return Err(Error::new(Errno::PERM));
+    }
+    ondisk::parse_redirect(value).map_err(|bad| match bad {
+        ondisk::BadRedirect::Malformed => Error::new(Errno::INVAL),
+        ondisk::BadRedirect::Climbs => Error::new(Errno::ACCESS),
+    })
+}
+
+fn has_opaque_file(dir: BorrowedFd<'_>) -> bool {
+    sys::stat_at(dir.as_fd(), ondisk::OPAQUE_FILE).is_ok()
+}

@@ -1,0 +1,129 @@
+//! What the upper's file system can do: each ability tried in the workdir and read back, once per mount.
+//!
+//! Reading back matters: on some file systems mknod of a device 0:0 succeeds and makes something else.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
+
+use crate::error::{Errno, Result};
+use crate::ondisk::Namespace;
+use crate::stack::workdir::Workdir;
+use crate::sys;
+
+/// The form in which this mount writes whiteouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhiteoutForm {
+    /// Character device 0:0, kernel overlayfs' form.
+    CharDevice,
+    /// An empty file `.wh.NAME`.
+    DotWh,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// How to write whiteouts.
+    pub whiteouts: WhiteoutForm,
+    /// Where marks are kept; none if the file system holds no attributes.
+    pub namespace: Option<Namespace>,
+    /// renameat2(2) knows NOREPLACE and EXCHANGE.
+    pub exchange: bool,
+    /// This process may give files any owner.
+    pub chown: bool,
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whiteouts = match self.whiteouts {
+            WhiteoutForm::CharDevice => "character device 0:0",
+            WhiteoutForm::DotWh => "files .wh.NAME",
+        };
+        let marks = match self.namespace {
+            Some(Namespace::Trusted) => "trusted.overlay.*",
+            Some(Namespace::User) => "user.overlay.*",
+            None => "none: opaque directories by .wh..wh..opq, renaming lower directories gives EXDEV",
+        };
+        let owners = if self.chown { "kept" } else { "this process's (it may not chown)" };
+        write!(f, "upper: whiteouts: {whiteouts}; marks: {marks}; owners: {owners}; ")?;
+        write!(f, "rename exchange: {}", if self.exchange { "yes" } else { "no" })
+    }
+}
+
+/// Tries everything. `userxattr` leaves out the trusted namespace, `dot_wh` the device form.
+pub fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<Features> {
+    let exchange = try_exchange(workdir)?;
+    let char_device = !dot_wh && exchange && try_char_whiteout(workdir)?;
+    Ok(Features {
+        whiteouts: if char_device { WhiteoutForm::CharDevice } else { WhiteoutForm::DotWh },
+        namespace: try_namespace(workdir, userxattr)?,
+        exchange,
+        chown: may_chown(workdir)?,
+    })
+}
+
+/// Returns where marks are looked for if there is no upper to try on.
+pub fn namespace_without_upper(userxattr: bool) -> Namespace {
+    if userxattr || !rustix::process::geteuid().is_root() { Namespace::User } else { Namespace::Trusted }
+}
+
+fn make_file(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    sys::open_at(dir, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o600)
+        .map_err(|e| crate::Error::new(e).during("create a file in the workdir", name))?;
+    Ok(())
+}
+
+fn try_exchange(workdir: &Workdir) -> Result<bool> {
+    let (a, b) = (workdir.temp(), workdir.temp());
+    make_file(workdir.fd(), a.name())?;
+    make_file(workdir.fd(), b.name())?;
+    let before = sys::stat_at(workdir.fd(), a.name())?.ino;
+    let done = rustix::fs::renameat_with(workdir.fd(), a.name(), workdir.fd(), b.name(), RenameFlags::EXCHANGE);
+    Ok(done.is_ok() && sys::stat_at(workdir.fd(), b.name())?.ino == before)
+}
+
+fn try_char_whiteout(workdir: &Workdir) -> Result<bool> {
+    let (made, from, to) = (workdir.temp(), workdir.temp(), workdir.temp());
+    if make_whiteout(workdir.fd(), made.name()).is_err() || !sys::stat_at(workdir.fd(), made.name())?.is_whiteout() {
+        return Ok(false);
+    }
+    make_file(workdir.fd(), from.name())?;
+    let moved =
+        rustix::fs::renameat_with(workdir.fd(), from.name(), workdir.fd(), to.name(), RenameFlags::WHITEOUT);
+    Ok(moved.is_ok() && sys::stat_at(workdir.fd(), from.name())?.is_whiteout())
+}
+
+/// Makes a whiteout of kernel overlayfs' form. Needs no privilege since Linux 5.8.
+pub fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), Errno> {
+    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+fn try_namespace(workdir: &Workdir, userxattr: bool) -> Result<Option<Namespace>> {
+    let temp = workdir.temp();
+    rustix::fs::mkdirat(workdir.fd(), temp.name(), Mode::RWXU)?;
+    let dir = sys::pin_at(workdir.fd(), temp.name())?;
+    for namespace in [Namespace::Trusted, Namespace::User] {
+        if userxattr && namespace == Namespace::Trusted {
+            continue;
+        }
+        let name = namespace.name("opaque");
+        let set = sys::xattr::set(dir.as_fd(), &name, b"y", 0);
+        if set.is_ok() && sys::xattr::get(dir.as_fd(), &name).is_ok_and(|value| value == b"y") {
+            return Ok(Some(namespace));
+        }
+    }
+    Ok(None)
+}
+
+/// Tries to give a file to another id: only a privileged process may.
+fn may_chown(workdir: &Workdir) -> Result<bool> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(true);
+    }
+    let temp = workdir.temp();
+    make_file(workdir.fd(), temp.name())?;
+    let other = rustix::fs::Uid::from_raw(rustix::process::geteuid().as_raw().wrapping_add(1));
+    let done = rustix::fs::chownat(workdir.fd(), temp.name(), Some(other), None, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    Ok(done.is_ok())
+}

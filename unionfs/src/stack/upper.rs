@@ -1,0 +1,69 @@
+//! The upper layer: the one place where the union writes.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::stack::probe::Features;
+use crate::stack::workdir::Workdir;
+use crate::sys::{self, Stat};
+
+/// The writable layer and its workdir.
+#[derive(Debug)]
+pub struct UpperLayer {
+    root: OwnedFd,
+    root_stat: Stat,
+    /// Where objects are built.
+    pub workdir: Workdir,
+    /// What the file system can do.
+    pub features: Features,
+    /// The file system does not do O_TMPFILE; asking again is a wasted call.
+    pub(crate) no_tmpfile: AtomicBool,
+}
+
+impl UpperLayer {
+    /// Opens the upper at `path`.
+    pub fn open_root(path: &Path) -> Result<(OwnedFd, Stat)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
+            .map_err(|e| Error::new(e).during("open upper layer", path.as_os_str().as_encoded_bytes()))?;
+        let stat = sys::stat_fd(root.as_fd())?;
+        Ok((root, stat))
+    }
+
+    /// Puts together what was opened and probed.
+    pub fn new(root: OwnedFd, root_stat: Stat, workdir: Workdir, features: Features) -> Self {
+        Self { root, root_stat, workdir, features, no_tmpfile: AtomicBool::new(false) }
+    }
+
+    /// Returns the root directory.
+    pub fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Returns the device and inode number of the root.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.root_stat.dev, self.root_stat.ino)
+    }
+}
+
+/// Checks that a rename can move objects from the workdir to the upper.
+///
+/// # Errors
+/// EXDEV with a hint if it cannot.
+pub fn check_same_file_system(upper: &Path, root: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<()> {
+    let probe = c".unionfs-probe";
+    let same_device = sys::stat_fd(root)?.dev == sys::stat_fd(work)?.dev;
+    // The same device may still be two mounts, between which rename(2) gives EXDEV: try it with a name that is not
+    // there, ENOENT then says that the mounts are one.
+    let crosses = matches!(rustix::fs::renameat(work, probe, root, probe), Err(Errno::XDEV));
+    if same_device && !crosses {
+        return Ok(());
+    }
+    Err(Error::new(Errno::XDEV)
+        .during("use the workdir with upper layer", upper.as_os_str().as_encoded_bytes())
+        .hint("workdir must be on the same file system and mount as upperdir"))
+}

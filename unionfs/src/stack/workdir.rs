@@ -1,0 +1,197 @@
+//! The workdir: where objects are built before one rename publishes them, and where removed ones go.
+//!
+//! A crash leaves files only here; the next mount sweeps them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::sys;
+
+/// Name of the directory of temporary objects inside the workdir, as in kernel overlayfs.
+const WORK: &[u8] = b"work";
+/// How long a lock that another process holds is waited for: a lazily detached mount may still be ending.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The directory `work` in the workdir, and the lock on the workdir.
+#[derive(Debug)]
+pub struct Workdir {
+    /// Holds the lock; never read.
+    locked: OwnedFd,
+    work: OwnedFd,
+    next: AtomicU64,
+    /// Distinguishes the names of this mount from those that a crash left.
+    salt: u64,
+}
+
+/// A temporary object by name. Dropping it removes the object, unless it was published.
+#[derive(Debug)]
+pub struct Temp<'a> {
+    workdir: &'a Workdir,
+    name: Option<Vec<u8>>,
+}
+
+impl Workdir {
+    /// Opens the workdir at `path`, takes its lock and sweeps what a crash left.
+    ///
+    /// The second value tells when another process holds the lock.
+    pub fn open(path: &Path) -> Result<(Self, Option<String>)> {
+        let bytes = path.as_os_str().as_encoded_bytes();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let locked = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
+            .map_err(|e| Error::new(e).during("open workdir", bytes))?;
+        let notice = lock(locked.as_fd())
+            .then_some("workdir is in use by another mount; changing both gives undefined results".to_owned());
+        match rustix::fs::mkdirat(&locked, WORK, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(Error::new(errno).during("make the directory work in workdir", bytes)),
+        }
+        let work = sys::open_at(locked.as_fd(), WORK, OFlags::RDONLY | OFlags::DIRECTORY, 0)
+            .map_err(|e| Error::new(e).during("open the directory work in workdir", bytes))?;
+        let salt = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let salt = (salt.tv_sec.cast_unsigned() << 30) ^ salt.tv_nsec.cast_unsigned();
+        let workdir = Self { locked, work, next: AtomicU64::new(0), salt };
+        if notice.is_none() {
+            workdir.sweep()?;
+        }
+        Ok((workdir, notice))
+    }
+
+    /// Returns the directory of temporary objects.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
+    /// Returns the workdir itself.
+    pub fn base_fd(&self) -> BorrowedFd<'_> {
+        self.locked.as_fd()
+    }
+
+    /// Returns a name that nothing here has, guarded: whatever is made under it is removed unless published.
+    pub fn temp(&self) -> Temp<'_> {
+        let serial = self.next.fetch_add(1, Ordering::Relaxed);
+        Temp { workdir: self, name: Some(format!("#{:x}{serial:08x}", self.salt).into_bytes()) }
+    }
+
+    /// Moves an object out of the union into the workdir and removes it there, with all that is in it.
+    pub fn discard(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let temp = self.temp();
+        rustix::fs::renameat(dir, name, self.fd(), temp.name())?;
+        drop(temp);
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let mut names = Vec::new();
+        sys::dirents::for_each_name(self.fd(), |entry| {
+            names.push(entry.name.to_vec());
+            Ok(true)
+        })?;
+        for name in names {
+            remove_all(self.fd(), &name)?;
+        }
+        Ok(())
+    }
+}
+
+impl Temp<'_> {
+    /// Returns the name in the workdir.
+    pub fn name(&self) -> &[u8] {
+        self.name.as_deref().unwrap_or_default()
+    }
+
+    /// Moves the object to `name` in `dir`, in one step.
+    ///
+    /// With `EXCHANGE` the object that was there is now the guarded one and is removed on drop.
+    pub fn publish(mut self, dir: BorrowedFd<'_>, name: &[u8], flags: RenameFlags) -> Result<()> {
+        let from = self.workdir.fd();
+        let result = rustix::fs::renameat_with(from, self.name(), dir, name, flags);
+        let result = match result {
+            // A file system without flags for rename: nothing else moves a temporary object here, so plain is right.
+            Err(Errno::INVAL | Errno::NOSYS) if flags == RenameFlags::NOREPLACE => {
+                rustix::fs::renameat(from, self.name(), dir, name)
+            }
+            other => other,
+        };
+        result?;
+        if flags != RenameFlags::EXCHANGE {
+            self.name = None;
+        }
+        Ok(())
+    }
+
+    /// Gives up the guard after the object was moved away by other means.
+    pub fn forget(mut self) {
+        self.name = None;
+    }
+}
+
+impl Drop for Temp<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = self.name.take() {
+            match remove_all(self.workdir.fd(), &name) {
+                Ok(()) => {}
+                // Swept at the next mount.
+                Err(error) => tracing::debug!(%error, "cannot remove a temporary object"),
+            }
+        }
+    }
+}
+
+/// Tries to lock the workdir; returns whether another process kept it for too long.
+fn lock(fd: BorrowedFd<'_>) -> bool {
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::WOULDBLOCK) => return true,
+            // A file system without locks: nothing to be known.
+            Ok(()) | Err(_) => return false,
+        }
+    }
+}
+
+/// Removes `name` in `dir` and everything below it. What is gone already is fine.
+///
+/// Works through the tree with a stack of open directories one level at a time, never by a path string.
+pub fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let inner = open_for_removal(dir, name)?;
+    let mut names = Vec::new();
+    sys::dirents::for_each_name(inner.as_fd(), |entry| {
+        names.push(entry.name.to_vec());
+        Ok(true)
+    })?;
+    for child in names {
+        remove_all(inner.as_fd(), &child)?;
+    }
+    Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Opens a directory to empty it; an ordinary user first needs the right to.
+fn open_for_removal(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    match sys::open_at(dir, name, flags, 0) {
+        Err(Errno::ACCESS) => {
+            let pin = sys::pin_at(dir, name)?;
+            rustix::fs::chmodat(CWD, sys::proc_path(pin.as_fd()), Mode::RWXU, AtFlags::empty())?;
+            Ok(sys::open_at(dir, name, flags, 0)?)
+        }
+        result => Ok(result?),
+    }
+}

@@ -1,0 +1,95 @@
+//! statx(2), reduced to what a union needs.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags, makedev, statx};
+
+use crate::error::Errno;
+use crate::request::{FileKind, Timestamp};
+
+/// The attributes of an object on a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// Owner in this process's user namespace.
+    pub uid: u32,
+    /// Group in this process's user namespace.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Blocks of 512 bytes.
+    pub blocks: u64,
+    /// Preferred I/O size in bytes.
+    pub blksize: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of data.
+    pub mtime: Timestamp,
+    /// Last change of attributes.
+    pub ctime: Timestamp,
+    /// Creation, if the file system tells.
+    pub btime: Option<Timestamp>,
+    /// Device of the file system.
+    pub dev: u64,
+    /// Inode number there.
+    pub ino: u64,
+    /// The object is the root of a mount.
+    pub mount_root: bool,
+}
+
+impl Stat {
+    /// Returns the type.
+    pub const fn kind(&self) -> FileKind {
+        FileKind::from_mode(self.mode)
+    }
+
+    /// Returns whether this is a directory.
+    pub const fn is_dir(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFDIR
+    }
+
+    /// Returns whether this is the whiteout of kernel overlayfs: a character device 0:0.
+    pub const fn is_whiteout(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0
+    }
+}
+
+/// Returns the attributes of `name` in `dir`, without following a symbolic link.
+///
+/// Never waits for another FUSE server or a network: a mount point below a layer may be our own.
+pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
+}
+
+/// Returns the attributes of an open object.
+pub fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
+    statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
+}
+
+fn from_statx(x: &Statx) -> Stat {
+    let time = |t: &rustix::fs::StatxTimestamp| Timestamp { sec: t.tv_sec, nsec: t.tv_nsec };
+    let has_btime = x.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Stat {
+        mode: u32::from(x.stx_mode),
+        nlink: x.stx_nlink,
+        uid: x.stx_uid,
+        gid: x.stx_gid,
+        rdev: makedev(x.stx_rdev_major, x.stx_rdev_minor),
+        size: x.stx_size,
+        blocks: x.stx_blocks,
+        blksize: x.stx_blksize,
+        atime: time(&x.stx_atime),
+        mtime: time(&x.stx_mtime),
+        ctime: time(&x.stx_ctime),
+        btime: has_btime.then(|| time(&x.stx_btime)),
+        dev: makedev(x.stx_dev_major, x.stx_dev_minor),
+        ino: x.stx_ino,
+        mount_root: x.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+    }
+}

@@ -1,0 +1,58 @@
+//! Extended attributes of any object, through the magic link of an open descriptor.
+//!
+//! The magic link works for every type and for descriptors opened with `O_PATH`, where fgetxattr(2) answers EBADF.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::XattrFlags;
+
+use crate::error::Errno;
+
+/// First guess at a value's length, in bytes: holds every value the union itself writes.
+const GUESS: usize = 256;
+
+/// Returns the value of attribute `name`.
+pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
+    let path = super::proc_path(fd);
+    fill(|buffer| rustix::fs::getxattr(path.as_str(), name, buffer))
+}
+
+/// Returns the names, each ended by NUL.
+pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let path = super::proc_path(fd);
+    fill(|buffer| rustix::fs::listxattr(path.as_str(), buffer))
+}
+
+/// Sets attribute `name`. `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
+pub fn set(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
+    let path = super::proc_path(fd);
+    rustix::fs::setxattr(path.as_str(), name, value, XattrFlags::from_bits_retain(flags))
+}
+
+/// Removes attribute `name`.
+pub fn remove(fd: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    rustix::fs::removexattr(super::proc_path(fd).as_str(), name)
+}
+
+/// Splits what [`list`] returns into names.
+pub fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|&b| b == 0).filter(|name| !name.is_empty())
+}
+
+/// Calls `read` with a growing buffer: the value may change between the question for its size and the reading.
+fn fill(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; GUESS];
+    loop {
+        match read(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) => {
+                let wanted = read(&mut [])?;
+                buffer.resize(wanted.max(buffer.len() * 2), 0);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+}

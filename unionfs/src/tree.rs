@@ -1,0 +1,447 @@
+//! The tree of the union in memory, over the layers: how a node's object is reached on disk.
+//!
+//! An upper object is reached by its place: the parent's descriptor and the name. A rename may be under way between
+//! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::OFlags;
+
+use crate::dir_cache::DirCache;
+use crate::error::{Errno, Error, Result};
+use crate::handles::{DirHandle, FileHandle, Handles};
+use crate::idmap::IdView;
+use crate::inode::{Data, Inode, Lower, Place, State};
+use crate::inode_table::{Candidate, InodeTable, ObjectKey};
+use crate::lookup::{self, DirView, Found, LowerPart};
+use crate::merge::{self, Listing};
+use crate::name::{self, FileName};
+use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
+use crate::request::{Attr, FileKind, NodeId};
+use crate::stack::LayerStack;
+use crate::stack::dir_fds::DirKey;
+use crate::stack::lower::{DirFd, LowerDir, LowerFile};
+use crate::stack::marks;
+use crate::sys::{self, Stat};
+
+/// How often a place is read again when the disk and the memory disagree, before giving up.
+const PLACE_TRIES: usize = 1000;
+
+/// The union in memory.
+#[derive(Debug)]
+pub struct Tree {
+    /// The layers.
+    pub stack: LayerStack,
+    /// The nodes.
+    pub table: InodeTable,
+    /// Merged listings.
+    pub listings: DirCache,
+    /// Open files.
+    pub files: Handles<FileHandle>,
+    /// Open directories.
+    pub dirs: Handles<DirHandle>,
+    /// How owners are shown and stored.
+    pub uids: IdView,
+    /// How groups are shown and stored.
+    pub gids: IdView,
+    /// Facts about this mount.
+    pub policy: Policy,
+}
+
+/// What the options decide for the whole mount.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Data of copied-up files is synced before it is published.
+    pub sync_copy_up: bool,
+    /// fsync requests reach the disk.
+    pub sync_requests: bool,
+    /// Directories with lowers may be renamed.
+    pub redirect: bool,
+    /// Owners that cannot be stored are left as they are.
+    pub squash_owner: bool,
+    /// Extended attributes are not offered.
+    pub no_xattrs: bool,
+    /// Shown inode numbers have 32 bits.
+    pub ino32: bool,
+}
+
+impl Policy {
+    fn new(options: &MountOptions, stack: &LayerStack) -> Self {
+        let features = stack.upper.as_ref().map(|upper| upper.features);
+        let creates = matches!(options.redirect_dir, None | Some(RedirectDir::On));
+        let squashes = options.squash_unmapped || options.squash_to_root || options.squash_to_uid.is_some();
+        Self {
+            sync_copy_up: options.fsync.syncs(),
+            sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),
+            redirect: creates && features.is_some_and(|f| f.namespace.is_some()),
+            squash_owner: squashes || features.is_some_and(|f| !f.chown),
+            no_xattrs: options.noxattrs,
+            ino32: options.ino32,
+        }
+    }
+}
+
+impl Tree {
+    /// Opens the layers and makes the root.
+    pub fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
+        let (stack, notices) = LayerStack::open(options)?;
+        let (identity, upper) = match (&stack.upper, stack.lowers.first()) {
+            (Some(upper), _) => (upper.identity(), Some(upper.identity().1)),
+            (None, Some(lower)) => (lower.identity(), None),
+            (None, None) => return Err(Error::new(Errno::INVAL)),
+        };
+        let lowers = if root_is_opaque(&stack)? { Vec::new() } else { stack.roots.clone() };
+        let state = State { upper, lower: Lower::Dirs(lowers.into()), ..State::default() };
+        let ino = stack.shown_ino(identity.0, identity.1);
+        let root = Arc::new(Inode::new(NodeId::ROOT, ino, FileKind::Directory, state));
+        let device = stack.device_index(identity.0);
+        let key = match upper {
+            Some(ino) => ObjectKey::upper(device, ino),
+            None => ObjectKey::lower(0, device, identity.1),
+        };
+        let overflow = |kind: &str| {
+            let text = std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}")).unwrap_or_default();
+            text.trim().parse::<u32>().unwrap_or(65534)
+        };
+        let policy = Policy::new(options, &stack);
+        let mut uids = options.uid_view(overflow("uid"));
+        let mut gids = options.gid_view(overflow("gid"));
+        if options.squash_unmapped {
+            uids = uids.squashing_unmapped();
+            gids = gids.squashing_unmapped();
+        }
+        let tree = Self {
+            table: InodeTable::new(&root, key),
+            listings: DirCache::default(),
+            files: Handles::default(),
+            dirs: Handles::default(),
+            uids,
+            gids,
+            policy,
+            stack,
+        };
+        Ok((tree, notices))
+    }
+
+    /// Returns a descriptor of the upper part of a directory.
+    ///
+    /// # Errors
+    /// ENOENT if the directory was removed, EIO if its place cannot be found.
+    pub fn upper_fd(&self, dir: &Inode) -> Result<DirFd<'_>> {
+        if dir.id == NodeId::ROOT {
+            return Ok(DirFd::Root(self.stack.upper()?.root_fd()));
+        }
+        if let Some(fd) = self.stack.fds.get(DirKey::Upper(dir.id)) {
+            return Ok(DirFd::Cached(fd));
+        }
+        // Collect the way up to an ancestor that is open, then go down: no recursion, trees may be deep.
+        let mut missing = vec![];
+        let mut at: Option<Place> = None;
+        loop {
+            let current: &Inode = at.as_ref().map_or(dir, |place| &place.parent);
+            if current.id == NodeId::ROOT || self.stack.fds.get(DirKey::Upper(current.id)).is_some() {
+                break;
+            }
+            if let Some(fd) = &current.state.read().pinned {
+                self.stack.fds.put(DirKey::Upper(current.id), Arc::clone(fd));
+                break;
+            }
+            let place = current.place().ok_or(Error::new(Errno::NOENT))?;
+            missing.push(at.replace(place));
+        }
+        while let Some(place) = missing.pop() {
+            let current: &Inode = place.as_ref().map_or(dir, |place| &place.parent);
+            let fd = Arc::new(self.open_upper_dir(current)?);
+            self.stack.fds.put(DirKey::Upper(current.id), fd);
+        }
+        let fd = self.stack.fds.get(DirKey::Upper(dir.id)).ok_or(Error::new(Errno::IO))?;
+        Ok(DirFd::Cached(fd))
+    }
+
+    /// Opens a directory whose parent is open or near it.
+    fn open_upper_dir(&self, dir: &Inode) -> Result<OwnedFd> {
+        self.reach(dir, |parent, name| {
+            let fd = sys::open_at(parent, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
+            let ino = sys::stat_fd(fd.as_fd())?.ino;
+            Ok((fd, ino))
+        })
+    }
+
+    /// Calls `act` with where an upper object is, until what it reached has the object's inode number.
+    pub fn reach<T>(
+        &self,
+        inode: &Inode,
+        act: impl Fn(BorrowedFd<'_>, &[u8]) -> std::result::Result<(T, u64), Errno>,
+    ) -> Result<T> {
+        for _ in 0..PLACE_TRIES {
+            let (place, wanted) = {
+                let state = inode.state.read();
+                (state.place.clone(), state.upper)
+            };
+            let place = place.ok_or(Error::new(Errno::NOENT))?;
+            let parent = self.upper_fd(&place.parent)?;
+            match act(parent.as_fd(), place.name.as_bytes()) {
+                Ok((reached, ino)) if Some(ino) == wanted => return Ok(reached),
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => std::thread::yield_now(),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Err(Error::new(Errno::IO))
+    }
+
+    /// Opens a handle for attributes on an object's upper part.
+    pub fn pin_upper(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        if let Some(pinned) = &inode.state.read().pinned {
+            return Ok(Arc::clone(pinned));
+        }
+        if inode.is_dir() {
+            return match self.upper_fd(inode)? {
+                DirFd::Cached(fd) => Ok(fd),
+                DirFd::Root(fd) => Ok(Arc::new(fd.try_clone_to_owned()?)),
+            };
+        }
+        let pinned = self.reach(inode, |parent, name| {
+            let fd = sys::pin_at(parent, name)?;
+            let ino = sys::stat_fd(fd.as_fd())?.ino;
+            Ok((fd, ino))
+        })?;
+        Ok(Arc::new(pinned))
+    }
+
+    /// Opens a handle for attributes on an object's lower part: for a directory the topmost.
+    pub fn pin_lower(&self, inode: &Inode) -> Result<LowerFile> {
+        let lower = inode.state.read().lower.clone();
+        match lower {
+            Lower::File(dir, name) => self.stack.lower(&dir)?.pin(&self.stack.fds, &dir, name.as_bytes()),
+            Lower::Dirs(dirs) => {
+                let dir = dirs.first().ok_or(Error::new(Errno::NOENT))?;
+                self.stack.lower(dir)?.pin_dir(&self.stack.fds, dir)
+            }
+            Lower::None => Err(Error::new(Errno::NOENT)),
+        }
+    }
+
+    /// Returns the attributes of the object that serves a node, from its layer.
+    pub fn stat(&self, inode: &Inode) -> Result<Stat> {
+        if let Some(Data::Upper(file)) = &*inode.data.read() {
+            return Ok(sys::stat_fd(file.fd.as_fd())?);
+        }
+        if inode.on_upper() {
+            if let Some(pinned) = &inode.state.read().pinned {
+                return Ok(sys::stat_fd(pinned.as_fd())?);
+            }
+            if inode.is_dir() {
+                return Ok(sys::stat_fd(self.upper_fd(inode)?.as_fd())?);
+            }
+            return self.reach(inode, |parent, name| sys::stat_at(parent, name).map(|stat| (stat, stat.ino)));
+        }
+        let lower = inode.state.read().lower.clone();
+        let mut stat = match lower {
+            Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes())?,
+            _ => self.pin_lower(inode)?.stat()?,
+        };
+        if inode.state.read().unlinked {
+            stat.nlink = stat.nlink.saturating_sub(1);
+        }
+        Ok(stat)
+    }
+
+    /// Translates a layer's attributes into those to show.
+    pub fn attr(&self, inode: &Inode, stat: &Stat) -> Attr {
+        let merged = inode.is_dir() && self.is_merged(inode);
+        Attr {
+            ino: if self.policy.ino32 { inode.ino & u64::from(u32::MAX) } else { inode.ino },
+            kind: inode.kind,
+            perm: stat.mode & 0o7777,
+            // The count of a merged directory's subdirectories is not known without reading all its layers; 1 says so.
+            nlink: if merged { 1 } else { stat.nlink },
+            uid: self.uids.shown(stat.uid),
+            gid: self.gids.shown(stat.gid),
+            rdev: stat.rdev,
+            size: stat.size,
+            blocks: stat.blocks,
+            blksize: stat.blksize,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+            btime: stat.btime,
+        }
+    }
+
+    fn is_merged(&self, dir: &Inode) -> bool {
+        let state = dir.state.read();
+        state.lower.dirs().len() + usize::from(state.upper.is_some()) > 1
+    }
+
+    /// Holds what is needed to look names up in a directory.
+    pub fn hold<'a>(&'a self, dir: &'a Inode) -> Result<DirHold<'a>> {
+        let upper = if dir.on_upper() { Some(self.upper_fd(dir)?) } else { None };
+        Ok(DirHold { tree: self, dir, upper, lowers: dir.lower_dirs() })
+    }
+
+    /// Returns whether the upper part of a directory holds `.wh.NAME`. Its names are read once.
+    pub fn upper_hides(&self, dir: &Inode, name: &[u8]) -> Result<bool> {
+        if let Some(whiteouts) = &dir.state.read().upper_whiteouts {
+            return Ok(whiteouts.contains(name));
+        }
+        let marks = marks::scan_names(self.upper_fd(dir)?.as_fd())?;
+        let mut state = dir.state.write();
+        let whiteouts = state.upper_whiteouts.get_or_insert_with(|| Box::new(marks.whiteouts));
+        Ok(whiteouts.contains(name))
+    }
+
+    /// Notes that `.wh.NAME` was made (`true`) or removed in the upper part of a directory.
+    pub fn note_upper_whiteout(&self, dir: &Inode, name: &[u8], exists: bool) {
+        if let Some(whiteouts) = &mut dir.state.write().upper_whiteouts {
+            if exists {
+                whiteouts.insert(name.into());
+            } else {
+                whiteouts.remove(name);
+            }
+        }
+    }
+
+    /// Finds `name` in a directory, makes its node and counts one lookup.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such name.
+    pub fn lookup(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<(Arc<Inode>, Stat)> {
+        name::check(name).map_err(|e| if e.is(Errno::INVAL) { Error::new(Errno::NOENT) } else { e })?;
+        if !parent.is_dir() {
+            return Err(Error::new(Errno::NOTDIR));
+        }
+        loop {
+            let version = parent.version.load(Ordering::Acquire);
+            if self.listings.get(parent.id, version).is_some_and(|listing| listing.find(name).is_none()) {
+                return Err(Error::new(Errno::NOENT));
+            }
+            let hold = self.hold(parent)?;
+            let found = hold.find(name)?.ok_or(Error::new(Errno::NOENT))?;
+            drop(hold);
+            if let Some(found) = self.enter(parent, FileName::new(name)?, found, version) {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Makes or finds the node of what was found, and counts one lookup. `None` if it may be outdated.
+    pub fn enter(
+        &self,
+        parent: &Arc<Inode>,
+        name: FileName,
+        found: Found,
+        version: u64,
+    ) -> Option<(Arc<Inode>, Stat)> {
+        let Found { stat, upper, lower } = found;
+        let device = self.stack.device_index(stat.dev);
+        let key = match (&upper, &lower) {
+            (Some(_), _) => ObjectKey::upper(device, stat.ino),
+            (None, LowerPart::File(dir)) if stat.nlink > 1 => ObjectKey::lower_name(dir.id, name.as_bytes()),
+            (None, LowerPart::File(dir)) => ObjectKey::lower(dir.layer, device, stat.ino),
+            (None, LowerPart::Dirs(dirs)) => ObjectKey::lower(dirs.first()?.layer, device, stat.ino),
+            (None, LowerPart::None) => return None,
+        };
+        let candidate = Candidate {
+            key,
+            ino: self.stack.shown_ino(stat.dev, stat.ino),
+            kind: stat.kind(),
+            upper: upper.is_some().then_some(stat.ino),
+            lower: match lower {
+                LowerPart::None => Lower::None,
+                LowerPart::Dirs(dirs) => Lower::Dirs(dirs.into()),
+                LowerPart::File(dir) => Lower::File(dir, name.clone()),
+            },
+            parent: Arc::clone(parent),
+            name,
+        };
+        let inode = self.table.insert(candidate, version)?;
+        if let Some(Some(fd)) = upper {
+            self.stack.fds.put(DirKey::Upper(inode.id), Arc::new(fd));
+        }
+        Some((inode, stat))
+    }
+
+    /// Returns the node of `name` without leaving a lookup counted.
+    pub fn peek(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Peeked<'_>> {
+        let (inode, stat) = self.lookup(parent, name)?;
+        Ok(Peeked { tree: self, inode, stat })
+    }
+
+    /// Returns the merged listing of a directory as it is now.
+    pub fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
+        let version = dir.version.load(Ordering::Acquire);
+        if let Some(listing) = self.listings.get(dir.id, version) {
+            return Ok(listing);
+        }
+        let hold = self.hold(dir)?;
+        let listing = Arc::new(hold.with_view(|view| merge::list(&self.stack, view))?);
+        self.listings.put(dir.id, version, &listing);
+        Ok(listing)
+    }
+
+    /// Returns the inode number that stat shows for an object of the upper: its node's, if it was copied up while the
+    /// node lived.
+    pub fn listed_ino(&self, device: u64, entry: &merge::ListedName<'_>) -> u64 {
+        if entry.layer == merge::UPPER {
+            let key = ObjectKey::upper(self.stack.device_index(device), entry.ino);
+            if let Some(inode) = self.table.find(key) {
+                return inode.ino;
+            }
+        }
+        self.stack.shown_ino(device, entry.ino)
+    }
+}
+
+/// A node whose lookup is taken back when this is dropped.
+#[derive(Debug)]
+pub struct Peeked<'a> {
+    tree: &'a Tree,
+    /// The node.
+    pub inode: Arc<Inode>,
+    /// Its attributes.
+    pub stat: Stat,
+}
+
+impl Drop for Peeked<'_> {
+    fn drop(&mut self) {
+        self.tree.table.forget(self.inode.id, 1);
+    }
+}
+
+/// A directory held open for lookups.
+#[derive(Debug)]
+pub struct DirHold<'a> {
+    tree: &'a Tree,
+    dir: &'a Inode,
+    upper: Option<DirFd<'a>>,
+    /// Its parts on the lowers.
+    pub lowers: Arc<[Arc<LowerDir>]>,
+}
+
+impl DirHold<'_> {
+    /// Calls `act` with the directory's layers.
+    pub fn with_view<T>(&self, act: impl FnOnce(&DirView<'_>) -> Result<T>) -> Result<T> {
+        let hides = |name: &[u8]| self.tree.upper_hides(self.dir, name);
+        let upper = self.upper.as_ref().map(AsFd::as_fd);
+        act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides })
+    }
+
+    /// Finds a name.
+    pub fn find(&self, name: &[u8]) -> Result<Option<Found>> {
+        self.with_view(|view| lookup::find(&self.tree.stack, view, name))
+    }
+}
+
+/// Returns whether the root of the upper hides all lowers.
+fn root_is_opaque(stack: &LayerStack) -> Result<bool> {
+    let Some(upper) = &stack.upper else { return Ok(false) };
+    Ok(marks::read_attrs(upper.root_fd(), stack.namespace, stack.follow)?.opaque)
+}
+
+/// The `.wh.` names of a directory whose upper part was just made: none.
+pub fn no_whiteouts() -> Option<Box<HashSet<Box<[u8]>>>> {
+    Some(Box::default())
+}
