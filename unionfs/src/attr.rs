@@ -22,7 +22,7 @@ const UTIME_OMIT: i64 = libc::UTIME_OMIT;
 const UTIME_NOW: i64 = libc::UTIME_NOW;
 
 /// Returns the attributes to show.
-pub fn getattr(tree: &Tree, inode: &Inode) -> Result<Attr> {
+pub(crate) fn getattr(tree: &Tree, inode: &Inode) -> Result<Attr> {
     let stat = tree.stat(inode)?;
     Ok(tree.attr(inode, &stat))
 }
@@ -31,7 +31,7 @@ pub fn getattr(tree: &Tree, inode: &Inode) -> Result<Attr> {
 ///
 /// # Errors
 /// EISDIR and EINVAL for the size of what has none, EINVAL for an id that the mapping cannot store.
-pub fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
+pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
     if change.size.is_some() && inode.kind != FileKind::Regular {
         return Err(Error::new(if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
     }
@@ -97,7 +97,7 @@ fn set_times(pin: BorrowedFd<'_>, change: &SetAttr) -> Result<()> {
 }
 
 /// Returns the totals of the upper's file system, or of the top lower's in a read-only mount.
-pub fn statfs(tree: &Tree) -> Result<StatFs> {
+pub(crate) fn statfs(tree: &Tree) -> Result<StatFs> {
     let mut namelen = NAME_MAX;
     let totals = match &tree.stack.upper {
         Some(upper) => {
@@ -123,7 +123,7 @@ pub fn statfs(tree: &Tree) -> Result<StatFs> {
 }
 
 /// Returns the mode without the set-id bits that an unprivileged change of the data takes away.
-pub fn without_set_id(stat: &Stat) -> Option<u32> {
+pub(crate) fn without_set_id(stat: &Stat) -> Option<u32> {
     let mode = stat.mode & 0o7777;
     let mut kept = mode & !libc::S_ISUID;
     if mode & libc::S_IXGRP != 0 {

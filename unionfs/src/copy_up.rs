@@ -23,7 +23,7 @@ use crate::tree::{Tree, no_whiteouts};
 
 /// How much of the object the caller needs on the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// All of it.
     Data,
     /// Everything but the data, which the caller throws away: an empty file.
@@ -35,7 +35,7 @@ pub enum Need {
 /// # Errors
 /// EROFS without an upper; ENOENT if the object was removed and is a directory; what the layers answer. The union
 /// is then as it was.
-pub fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
+pub(crate) fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     tree.stack.upper()?;
     while !inode.on_upper() {
         // Topmost first, and no recursion: trees may be deep.
@@ -135,7 +135,13 @@ impl CopyUp<'_> {
             let Some(place) = self.inode.place() else { return self.keep_unlinked(built) };
             let _names = place.parent.names.lock();
             // Renamed or unlinked while it was copied: look again.
-            if !self.inode.state.read().place.as_ref().is_some_and(|now| now.is(&place.parent, place.name.as_bytes()))
+            if !self
+                .inode
+                .state
+                .read()
+                .place
+                .as_ref()
+                .is_some_and(|now| now.is(&place.parent, place.name.as_bytes()))
             {
                 continue;
             }
@@ -197,7 +203,7 @@ impl CopyUp<'_> {
 }
 
 /// Gives a directory the times it had: copying an object up is no change to the directory that holds it.
-pub fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> Result<()> {
+pub(crate) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> Result<()> {
     set_times(dir, before)
 }
 

@@ -26,7 +26,7 @@ const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// What to make.
 #[derive(Clone, Copy, Debug)]
-pub enum New<'a> {
+pub(crate) enum New<'a> {
     /// A regular file, to be opened.
     File {
         /// Permission bits, umask not applied.
@@ -79,7 +79,7 @@ enum Covered {
 ///
 /// # Errors
 /// EINVAL for names that would be marks; ENAMETOOLONG for names whose whiteout could not be written.
-pub fn check_new_name(tree: &Tree, name: &[u8]) -> Result<()> {
+pub(crate) fn check_new_name(tree: &Tree, name: &[u8]) -> Result<()> {
     name::check(name)?;
     if ondisk::classify(name) != NameClass::Plain {
         return Err(Error::new(Errno::INVAL));
@@ -92,7 +92,7 @@ pub fn check_new_name(tree: &Tree, name: &[u8]) -> Result<()> {
 }
 
 /// Makes an object and counts one lookup of it. The descriptor is of a regular file, for reading and writing.
-pub fn create(
+pub(crate) fn create(
     tree: &Tree,
     caller: &Caller,
     parent: &Arc<Inode>,
@@ -249,7 +249,12 @@ impl Target<'_> {
         if chmod || wanted_mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
             let pin = sys::pin_at(dir, name)?;
             let mode = if inherits { (stat.mode & 0o777) | (wanted_mode & 0o7000) } else { wanted_mode };
-            rustix::fs::chmodat(CWD, sys::proc_path(pin.as_fd()), Mode::from_raw_mode(mode), AtFlags::empty())?;
+            rustix::fs::chmodat(
+                CWD,
+                sys::proc_path(pin.as_fd()),
+                Mode::from_raw_mode(mode),
+                AtFlags::empty(),
+            )?;
         }
         Ok((sys::stat_at(dir, name)?, fd))
     }
@@ -273,7 +278,12 @@ impl Target<'_> {
 }
 
 /// Makes the object itself. The descriptor is of a regular file, for reading and writing.
-fn make_at(dir: BorrowedFd<'_>, name: &[u8], new: New<'_>, mode: u32) -> std::result::Result<Option<OwnedFd>, Errno> {
+fn make_at(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    new: New<'_>,
+    mode: u32,
+) -> std::result::Result<Option<OwnedFd>, Errno> {
     let permissions = Mode::from_raw_mode(mode);
     match new {
         New::File { .. } => {
@@ -303,14 +313,16 @@ fn covered(tree: &Tree, parent: &Inode, upper: BorrowedFd<'_>, name: &[u8]) -> R
         Ok(stat) if stat.is_whiteout() => Ok(Covered::CharWhiteout),
         Ok(_) => Err(Error::new(Errno::EXIST)),
         Err(Errno::NOENT) if tree.upper_hides(parent, name)? => Ok(Covered::DotWh),
-        Err(Errno::NOENT) if lookup::below_provides(&tree.stack, &lowers, name)? => Err(Error::new(Errno::EXIST)),
+        Err(Errno::NOENT) if lookup::below_provides(&tree.stack, &lowers, name)? => {
+            Err(Error::new(Errno::EXIST))
+        }
         Err(Errno::NOENT) => Ok(Covered::No),
         Err(errno) => Err(errno.into()),
     }
 }
 
 /// Removes the `.wh.NAME` beside a name that exists again.
-pub fn remove_dot_wh(tree: &Tree, parent: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+pub(crate) fn remove_dot_wh(tree: &Tree, parent: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     match rustix::fs::unlinkat(dir, ondisk::whiteout_name(name), AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(errno.into()),
@@ -320,7 +332,7 @@ pub fn remove_dot_wh(tree: &Tree, parent: &Inode, dir: BorrowedFd<'_>, name: &[u
 }
 
 /// Marks a directory of the upper opaque.
-pub fn set_opaque(tree: &Tree, dir: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn set_opaque(tree: &Tree, dir: BorrowedFd<'_>) -> Result<()> {
     match tree.stack.upper()?.features.namespace {
         Some(namespace) => Ok(sys::xattr::set(dir, &namespace.name("opaque"), &[ondisk::OPAQUE_YES], 0)?),
         None => {
@@ -343,7 +355,7 @@ fn has_default_acl(tree: &Tree, dir: &Inode) -> Result<bool> {
 }
 
 /// Makes a regular file and opens it.
-pub fn create_open(
+pub(crate) fn create_open(
     tree: &Tree,
     caller: &Caller,
     parent: &Arc<Inode>,
@@ -370,7 +382,12 @@ fn serve(tree: &Tree, inode: &Arc<Inode>, fd: OwnedFd, stat: &Stat) -> Opened {
 ///
 /// # Errors
 /// EOPNOTSUPP if the upper's file system has no O_TMPFILE.
-pub fn tmpfile(tree: &Tree, caller: &Caller, parent: &Arc<Inode>, mode: u32) -> Result<(Entry, Opened)> {
+pub(crate) fn tmpfile(
+    tree: &Tree,
+    caller: &Caller,
+    parent: &Arc<Inode>,
+    mode: u32,
+) -> Result<(Entry, Opened)> {
     copy_up::ensure_upper(tree, parent, Need::Data)?;
     let dir = Target { tree, caller, parent, fd: tree.upper_fd(parent)?, name: b"" };
     let flags = OFlags::RDWR | OFlags::TMPFILE;
@@ -408,7 +425,7 @@ pub fn tmpfile(tree: &Tree, caller: &Caller, parent: &Arc<Inode>, mode: u32) -> 
 ///
 /// # Errors
 /// EPERM for directories, EEXIST if the name is taken, EXDEV and EMLINK as the upper's file system says.
-pub fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
+pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
     check_new_name(tree, name)?;
     if node.is_dir() || node.id == NodeId::ROOT {
         return Err(Error::new(Errno::PERM));

@@ -13,7 +13,7 @@ const NAMES: usize = 400_000;
 
 /// The cache.
 #[derive(Debug)]
-pub struct DirCache(Mutex<Cached>);
+pub(crate) struct DirCache(Mutex<Cached>);
 
 #[derive(Debug)]
 struct Cached {
@@ -29,14 +29,14 @@ impl Default for DirCache {
 
 impl DirCache {
     /// Returns the listing of a directory as it was at `version`.
-    pub fn get(&self, id: NodeId, version: u64) -> Option<Arc<Listing>> {
+    pub(crate) fn get(&self, id: NodeId, version: u64) -> Option<Arc<Listing>> {
         let mut cached = self.0.lock();
         let (at, listing) = cached.listings.get(&id)?;
         (*at == version).then(|| Arc::clone(listing))
     }
 
     /// Keeps a listing. The least recently used ones go when there are too many names.
-    pub fn put(&self, id: NodeId, version: u64, listing: &Arc<Listing>) {
+    pub(crate) fn put(&self, id: NodeId, version: u64, listing: &Arc<Listing>) {
         let mut cached = self.0.lock();
         let weight = |listing: &Listing| listing.len() + 1;
         if weight(listing) > NAMES / 2 {

@@ -33,7 +33,7 @@ enum Access {
 ///
 /// # Errors
 /// EISDIR, ELOOP and ENXIO for what is no regular file; EROFS; what copy-up answers.
-pub fn open(tree: &Tree, inode: &Arc<Inode>, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+pub(crate) fn open(tree: &Tree, inode: &Arc<Inode>, flags: u32, kill_suidgid: bool) -> Result<Opened> {
     match inode.kind {
         FileKind::Regular => {}
         FileKind::Directory => return Err(Error::new(Errno::ISDIR)),
@@ -58,7 +58,7 @@ pub fn open(tree: &Tree, inode: &Arc<Inode>, flags: u32, kill_suidgid: bool) -> 
 }
 
 /// Closes a handle; the last one closes the file.
-pub fn release(handle: &FileHandle) {
+pub(crate) fn release(handle: &FileHandle) {
     let mut data = handle.inode.data.write();
     if handle.inode.opens.fetch_sub(1, Ordering::Relaxed) == 1 {
         let closed = data.take();
@@ -107,7 +107,9 @@ fn open_upper(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
     let (writable, (fd, mode)) = match (access, open_as(OFlags::RDWR)) {
         (_, Ok(opened)) => (true, opened),
         // This process may not write, or not read, what its owner's mode forbids.
-        (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => (false, open_as(OFlags::RDONLY)?),
+        (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => {
+            (false, open_as(OFlags::RDONLY)?)
+        }
         (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
         (_, Err(error)) => return Err(error),
     };
@@ -115,13 +117,20 @@ fn open_upper(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
 }
 
 /// Calls `act` with the file that serves the node, which stays the same for so long.
-fn with_data<T>(tree: &Tree, inode: &Inode, access: Access, act: impl FnOnce(&Data) -> Result<T>) -> Result<T> {
+fn with_data<T>(
+    tree: &Tree,
+    inode: &Inode,
+    access: Access,
+    act: impl FnOnce(&Data) -> Result<T>,
+) -> Result<T> {
     loop {
         {
             // Recursive: copying within one file holds the lock twice.
             let data = inode.data.read_recursive();
             match &*data {
-                Some(data @ Data::Upper(file)) if access == Access::Read || file.writable => return act(data),
+                Some(data @ Data::Upper(file)) if access == Access::Read || file.writable => {
+                    return act(data);
+                }
                 Some(data @ Data::Lower(_)) if access == Access::Read => return act(data),
                 _ => {}
             }
@@ -146,7 +155,7 @@ fn with_upper<T>(tree: &Tree, inode: &Arc<Inode>, act: impl FnOnce(&UpperFile) -
 }
 
 /// Reads at `offset` until `buffer` is full or the file ends.
-pub fn read(tree: &Tree, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+pub(crate) fn read(tree: &Tree, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     with_data(tree, inode, Access::Read, |data| {
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -168,7 +177,13 @@ pub fn read(tree: &Tree, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Resul
 ///
 /// # Errors
 /// What the upper answers, ENOSPC and EDQUOT among them; part may have been written then, as with write(2).
-pub fn write(tree: &Tree, inode: &Arc<Inode>, offset: u64, bytes: &[u8], kill_suidgid: bool) -> Result<usize> {
+pub(crate) fn write(
+    tree: &Tree,
+    inode: &Arc<Inode>,
+    offset: u64,
+    bytes: &[u8],
+    kill_suidgid: bool,
+) -> Result<usize> {
     with_upper(tree, inode, |file| {
         sys::copy::write_all(file.fd.as_fd(), bytes, offset)?;
         drop_set_id(file, kill_suidgid)?;
@@ -189,7 +204,7 @@ fn drop_set_id(file: &UpperFile, kill: bool) -> Result<()> {
 }
 
 /// Notes a changed mode: a later write may have to take set-id bits away.
-pub fn note_mode(inode: &Inode, mode: u32) {
+pub(crate) fn note_mode(inode: &Inode, mode: u32) {
     if mode & (libc::S_ISUID | libc::S_ISGID) != 0
         && let Some(Data::Upper(file)) = &mut *inode.data.write()
     {
@@ -198,7 +213,7 @@ pub fn note_mode(inode: &Inode, mode: u32) {
 }
 
 /// Sets the size.
-pub fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
+pub(crate) fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
     with_upper(tree, inode, |file| {
         sys::retry(|| rustix::fs::ftruncate(&file.fd, size))?;
         drop_set_id(file, kill_suidgid)
@@ -206,19 +221,20 @@ pub fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) 
 }
 
 /// Writes data back to the disk.
-pub fn fsync(tree: &Tree, inode: &Inode, datasync: bool) -> Result<()> {
+pub(crate) fn fsync(tree: &Tree, inode: &Inode, datasync: bool) -> Result<()> {
     if !inode.on_upper() || !tree.policy.sync_requests {
         return Ok(());
     }
     with_data(tree, inode, Access::Read, |data| {
         let Data::Upper(file) = data else { return Ok(()) };
-        let sync = |fd: BorrowedFd<'_>| if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) };
+        let sync =
+            |fd: BorrowedFd<'_>| if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) };
         Ok(sys::retry(|| sync(file.fd.as_fd()))?)
     })
 }
 
 /// Writes a directory's names back to the disk.
-pub fn fsyncdir(tree: &Tree, dir: &Inode, datasync: bool) -> Result<()> {
+pub(crate) fn fsyncdir(tree: &Tree, dir: &Inode, datasync: bool) -> Result<()> {
     if !dir.on_upper() || !tree.policy.sync_requests {
         return Ok(());
     }
@@ -228,13 +244,13 @@ pub fn fsyncdir(tree: &Tree, dir: &Inode, datasync: bool) -> Result<()> {
 }
 
 /// Allocates, punches or zeroes a range. `mode` is that of fallocate(2).
-pub fn fallocate(tree: &Tree, inode: &Arc<Inode>, offset: u64, length: u64, mode: u32) -> Result<()> {
+pub(crate) fn fallocate(tree: &Tree, inode: &Arc<Inode>, offset: u64, length: u64, mode: u32) -> Result<()> {
     let flags = FallocateFlags::from_bits_retain(mode);
     with_upper(tree, inode, |file| Ok(sys::retry(|| rustix::fs::fallocate(&file.fd, flags, offset, length))?))
 }
 
 /// Finds the next data or hole. `whence` is `SEEK_DATA` or `SEEK_HOLE`.
-pub fn lseek(tree: &Tree, inode: &Inode, offset: u64, whence: u32) -> Result<u64> {
+pub(crate) fn lseek(tree: &Tree, inode: &Inode, offset: u64, whence: u32) -> Result<u64> {
     let from = match whence.cast_signed() {
         libc::SEEK_DATA => SeekFrom::Data(offset),
         libc::SEEK_HOLE => SeekFrom::Hole(offset),
@@ -247,7 +263,7 @@ pub fn lseek(tree: &Tree, inode: &Inode, offset: u64, whence: u32) -> Result<u64
 }
 
 /// Copies between two files without moving the data through the caller. Returns how many bytes were copied.
-pub fn copy_file_range(
+pub(crate) fn copy_file_range(
     tree: &Tree,
     source: (&Arc<Inode>, u64),
     target: (&Arc<Inode>, u64),

@@ -13,21 +13,21 @@ use crate::request::Fh;
 
 /// The handles of one kind.
 #[derive(Debug)]
-pub struct Handles<T> {
+pub(crate) struct Handles<T> {
     next: AtomicU64,
     open: Mutex<HashMap<u64, Arc<T>>>,
 }
 
 /// An open file.
 #[derive(Debug)]
-pub struct FileHandle {
+pub(crate) struct FileHandle {
     /// What is open.
     pub inode: Arc<Inode>,
 }
 
 /// An open directory.
 #[derive(Debug)]
-pub struct DirHandle {
+pub(crate) struct DirHandle {
     /// What is open.
     pub inode: Arc<Inode>,
     /// The names as they were when the listing was last begun: positions stay valid while the directory changes.
@@ -43,7 +43,7 @@ impl<T> Default for Handles<T> {
 
 impl<T> Handles<T> {
     /// Adds a handle.
-    pub fn insert(&self, handle: T) -> Fh {
+    pub(crate) fn insert(&self, handle: T) -> Fh {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.lock().insert(number, Arc::new(handle));
         Fh(number)
@@ -53,12 +53,12 @@ impl<T> Handles<T> {
     ///
     /// # Errors
     /// EBADF if it is not open.
-    pub fn get(&self, fh: Fh) -> Result<Arc<T>> {
+    pub(crate) fn get(&self, fh: Fh) -> Result<Arc<T>> {
         self.open.lock().get(&fh.0).map(Arc::clone).ok_or(Error::new(Errno::BADF))
     }
 
     /// Takes a handle out.
-    pub fn remove(&self, fh: Fh) -> Option<Arc<T>> {
+    pub(crate) fn remove(&self, fh: Fh) -> Option<Arc<T>> {
         self.open.lock().remove(&fh.0)
     }
 }

@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_fixed_id_beats_the_mapping_and_is_only_shown() {
         let map = IdMap::parse(b"1000:0:1").unwrap();
-        let mut view = IdView { map, fixed: None, overflow: 65534 };
+        let mut view = IdView { map, ..IdView::default() };
         assert_eq!(
             (view.shown(1000), view.shown(5), view.disk(0), view.disk(5)),
             (0, 65534, Some(1000), None)

@@ -3,7 +3,6 @@
 //! A node is the object that serves data and attributes. Copy-up moves it from a lower to the upper under the same
 //! number; rename changes its place; unlink takes its places away, and it lives on while anybody holds it.
 
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -13,10 +12,11 @@ use parking_lot::{Mutex, RwLock};
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
 use crate::stack::lower::{LowerDir, LowerFile};
+use crate::stack::marks::DirMarks;
 
 /// An object of the union.
 #[derive(Debug)]
-pub struct Inode {
+pub(crate) struct Inode {
     /// The number the kernel knows it by. Immutable.
     pub id: NodeId,
     /// The inode number to show. Immutable: copy-up does not change it.
@@ -50,10 +50,11 @@ pub(crate) struct KeyCell {
 
 /// Where an object is in the union and on the layers.
 #[derive(Debug, Default)]
-pub struct State {
+pub(crate) struct State {
     /// Its name in the union: the last one that is known to exist. None for the root and for unlinked objects.
     pub place: Option<Place>,
     /// Its further names, if it is on the upper and has hard links.
+    #[expect(clippy::box_collection, reason = "one word in each of a million nodes that have none")]
     pub other_places: Option<Box<Vec<Place>>>,
     /// Its inode number on the upper, once it is there.
     pub upper: Option<u64>,
@@ -62,7 +63,7 @@ pub struct State {
     /// Its part on the lowers.
     pub lower: Lower,
     /// Names `.wh.*` on the upper part of a directory that has lowers, once read.
-    pub upper_whiteouts: Option<Box<HashSet<Box<[u8]>>>>,
+    pub upper_whiteouts: Option<Box<DirMarks>>,
     /// Whether the directory has a default ACL: 0 not known, 1 no, 2 yes.
     pub default_acl: u8,
     /// All its names were removed.
@@ -71,7 +72,7 @@ pub struct State {
 
 /// A name in a directory of the union.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub(crate) struct Place {
     /// The directory.
     pub parent: Arc<Inode>,
     /// The name in it.
@@ -80,14 +81,14 @@ pub struct Place {
 
 impl Place {
     /// Returns whether this is `name` in `parent`.
-    pub fn is(&self, parent: &Inode, name: &[u8]) -> bool {
+    pub(crate) fn is(&self, parent: &Inode, name: &[u8]) -> bool {
         self.parent.id == parent.id && self.name.as_bytes() == name
     }
 }
 
 /// The part of an object on the lowers.
 #[derive(Clone, Debug, Default)]
-pub enum Lower {
+pub(crate) enum Lower {
     /// None.
     #[default]
     None,
@@ -99,7 +100,7 @@ pub enum Lower {
 
 impl Lower {
     /// Returns the parts of a directory.
-    pub fn dirs(&self) -> &[Arc<LowerDir>] {
+    pub(crate) fn dirs(&self) -> &[Arc<LowerDir>] {
         match self {
             Self::Dirs(dirs) => dirs,
             Self::None | Self::File(..) => &[],
@@ -109,7 +110,7 @@ impl Lower {
 
 /// The file that serves an object's data now.
 #[derive(Debug)]
-pub enum Data {
+pub(crate) enum Data {
     /// A lower file, read-only.
     Lower(LowerFile),
     /// The upper file.
@@ -118,7 +119,7 @@ pub enum Data {
 
 /// An upper file held open.
 #[derive(Debug)]
-pub struct UpperFile {
+pub(crate) struct UpperFile {
     /// The descriptor.
     pub fd: OwnedFd,
     /// It was opened for reading and writing.
@@ -129,7 +130,7 @@ pub struct UpperFile {
 
 impl Inode {
     /// Makes a node.
-    pub fn new(id: NodeId, ino: u64, kind: FileKind, state: State) -> Self {
+    pub(crate) fn new(id: NodeId, ino: u64, kind: FileKind, state: State) -> Self {
         Self {
             id,
             ino,
@@ -146,17 +147,17 @@ impl Inode {
     }
 
     /// Returns whether this is a directory.
-    pub fn is_dir(&self) -> bool {
+    pub(crate) fn is_dir(&self) -> bool {
         self.kind == FileKind::Directory
     }
 
     /// Returns whether the object is on the upper.
-    pub fn on_upper(&self) -> bool {
+    pub(crate) fn on_upper(&self) -> bool {
         self.state.read().upper.is_some()
     }
 
     /// Returns a directory's parts on the lowers.
-    pub fn lower_dirs(&self) -> Arc<[Arc<LowerDir>]> {
+    pub(crate) fn lower_dirs(&self) -> Arc<[Arc<LowerDir>]> {
         let state = self.state.read();
         match &state.lower {
             Lower::Dirs(dirs) if !state.unlinked => Arc::clone(dirs),
@@ -165,7 +166,7 @@ impl Inode {
     }
 
     /// Returns the present name.
-    pub fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<Place> {
         self.state.read().place.clone()
     }
 }

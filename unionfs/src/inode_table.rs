@@ -17,7 +17,7 @@ use crate::request::{FileKind, NodeId};
 
 /// Which object on disk a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ObjectKey {
+pub(crate) struct ObjectKey {
     /// Layer (0 the upper, lowers from 1) and index of the device, or for a name of a lower file with several links
     /// the number of its directory.
     space: u64,
@@ -34,17 +34,17 @@ const SERIAL_BASE: u64 = 1 << 63;
 
 impl ObjectKey {
     /// The object `ino` of device `device` (its index) on the upper.
-    pub fn upper(device: u64, ino: u64) -> Self {
+    pub(crate) fn upper(device: u64, ino: u64) -> Self {
         Self { space: (device << LAYER_BITS) | 1, number: ino }
     }
 
     /// An object of a lower layer.
-    pub fn lower(layer: usize, device: u64, ino: u64) -> Self {
+    pub(crate) fn lower(layer: usize, device: u64, ino: u64) -> Self {
         Self { space: (device << LAYER_BITS) | (layer as u64 + 2), number: ino }
     }
 
     /// One name of a lower file with several links: without an index each is an object of its own.
-    pub fn lower_name(dir: u64, name: &[u8]) -> Self {
+    pub(crate) fn lower_name(dir: u64, name: &[u8]) -> Self {
         let mut hasher = std::hash::DefaultHasher::new();
         hasher.write(name);
         Self { space: BY_NAME | dir, number: hasher.finish() }
@@ -67,8 +67,10 @@ const fn mix(number: u64) -> u64 {
 
 impl KeyCell {
     fn get(&self) -> Option<ObjectKey> {
-        let key =
-            ObjectKey { space: self.space.load(Ordering::Relaxed), number: self.number.load(Ordering::Relaxed) };
+        let key = ObjectKey {
+            space: self.space.load(Ordering::Relaxed),
+            number: self.number.load(Ordering::Relaxed),
+        };
         (key.space != 0).then_some(key)
     }
 
@@ -81,7 +83,7 @@ impl KeyCell {
 
 /// The nodes that are known.
 #[derive(Debug)]
-pub struct InodeTable {
+pub(crate) struct InodeTable {
     maps: Mutex<Maps>,
     next_serial: AtomicU64,
 }
@@ -155,7 +157,7 @@ fn count_reference(inode: &Inode) {
 
 /// What to insert if the object has no node yet.
 #[derive(Debug)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Which object.
     pub key: ObjectKey,
     /// The number to show.
@@ -174,7 +176,7 @@ pub struct Candidate {
 
 impl InodeTable {
     /// Makes a table that knows only the root.
-    pub fn new(root: &Arc<Inode>, key: ObjectKey) -> Self {
+    pub(crate) fn new(root: &Arc<Inode>, key: ObjectKey) -> Self {
         let mut maps = Maps::default();
         maps.add(root);
         maps.set_key(root, key);
@@ -185,24 +187,24 @@ impl InodeTable {
     ///
     /// # Errors
     /// ESTALE for a number that nobody was told.
-    pub fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
+    pub(crate) fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
         self.maps.lock().get(id).map(Arc::clone).ok_or(Error::new(Errno::STALE))
     }
 
     /// Returns the node of an object, if it has one.
-    pub fn find(&self, key: ObjectKey) -> Option<Arc<Inode>> {
+    pub(crate) fn find(&self, key: ObjectKey) -> Option<Arc<Inode>> {
         self.maps.lock().find(key).map(Arc::clone)
     }
 
     /// Returns how many nodes there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.maps.lock().by_id.len()
     }
 
     /// Counts a lookup of the object and returns its node, made now if it had none.
     ///
     /// `None` if the directory changed since `version` was read from it: what was found may be outdated.
-    pub fn insert(&self, candidate: Candidate, version: u64) -> Option<Arc<Inode>> {
+    pub(crate) fn insert(&self, candidate: Candidate, version: u64) -> Option<Arc<Inode>> {
         let mut maps = self.maps.lock();
         if candidate.parent.version.load(Ordering::Acquire) != version {
             return None;
@@ -235,7 +237,8 @@ impl InodeTable {
     /// Chooses the shown number where it is free: protocols without a node number of their own then show it.
     fn choose_id(&self, maps: &Maps, candidate: &Candidate) -> NodeId {
         let preferred = NodeId(candidate.ino);
-        let usable = candidate.ino > NodeId::ROOT.0 && candidate.ino < SERIAL_BASE && !candidate.key.is_by_name();
+        let usable =
+            candidate.ino > NodeId::ROOT.0 && candidate.ino < SERIAL_BASE && !candidate.key.is_by_name();
         if usable && maps.get(preferred).is_none() {
             return preferred;
         }
@@ -243,7 +246,13 @@ impl InodeTable {
     }
 
     /// Makes a node for an object that has no name: an O_TMPFILE.
-    pub fn insert_unnamed(&self, key: ObjectKey, ino: u64, kind: FileKind, state: State) -> Arc<Inode> {
+    pub(crate) fn insert_unnamed(
+        &self,
+        key: ObjectKey,
+        ino: u64,
+        kind: FileKind,
+        state: State,
+    ) -> Arc<Inode> {
         let mut maps = self.maps.lock();
         let id = NodeId(self.next_serial.fetch_add(1, Ordering::Relaxed));
         let inode = Arc::new(Inode::new(id, ino, kind, state));
@@ -253,14 +262,14 @@ impl InodeTable {
     }
 
     /// Takes back `count` lookups; at none left the node goes, and parents that only it kept.
-    pub fn forget(&self, id: NodeId, count: u64) {
+    pub(crate) fn forget(&self, id: NodeId, count: u64) {
         let gone = self.maps.lock().release(id, count);
         // What they hold open is closed without the lock.
         drop(gone);
     }
 
     /// Makes `key` the object of the node: it was copied up. The names of `parent` count as changed.
-    pub fn rekey(&self, inode: &Arc<Inode>, key: ObjectKey, parent: Option<&Inode>) {
+    pub(crate) fn rekey(&self, inode: &Arc<Inode>, key: ObjectKey, parent: Option<&Inode>) {
         let mut maps = self.maps.lock();
         maps.set_key(inode, key);
         if let Some(parent) = parent {
@@ -269,24 +278,24 @@ impl InodeTable {
     }
 
     /// Takes the node's object away: it was removed from disk, and its inode number may come back as another object.
-    pub fn unkey(&self, inode: &Inode) {
+    pub(crate) fn unkey(&self, inode: &Inode) {
         self.maps.lock().clear_key(inode);
     }
 
     /// Notes that the names of `parent` changed.
-    pub fn touch(&self, parent: &Inode) {
+    pub(crate) fn touch(&self, parent: &Inode) {
         let _maps = self.maps.lock();
         parent.version.fetch_add(1, Ordering::Release);
     }
 
     /// Counts one more lookup of a node.
-    pub fn remember(&self, inode: &Inode) {
+    pub(crate) fn remember(&self, inode: &Inode) {
         let _maps = self.maps.lock();
         count_reference(inode);
     }
 
     /// Adds a name to a node.
-    pub fn link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: FileName) {
+    pub(crate) fn link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: FileName) {
         let mut maps = self.maps.lock();
         parent.version.fetch_add(1, Ordering::Release);
         inode.state.write().unlinked = false;
@@ -296,7 +305,7 @@ impl InodeTable {
     }
 
     /// Takes a name away from a node. Returns whether it was the last one known.
-    pub fn unlink(&self, inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
+    pub(crate) fn unlink(&self, inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
         let mut maps = self.maps.lock();
         parent.version.fetch_add(1, Ordering::Release);
         let mut state = inode.state.write();
@@ -310,7 +319,7 @@ impl InodeTable {
     }
 
     /// Moves a node's name.
-    pub fn rename(&self, inode: &Arc<Inode>, from: (&Inode, &[u8]), to: (&Arc<Inode>, FileName)) {
+    pub(crate) fn rename(&self, inode: &Arc<Inode>, from: (&Inode, &[u8]), to: (&Arc<Inode>, FileName)) {
         let mut maps = self.maps.lock();
         from.0.version.fetch_add(1, Ordering::Release);
         to.0.version.fetch_add(1, Ordering::Release);

@@ -17,7 +17,7 @@ use crate::stack::marks::{self, DirAttrs};
 use crate::sys::{self, Stat};
 
 /// A directory of the union to look a name up in.
-pub struct DirView<'a> {
+pub(crate) struct DirView<'a> {
     /// Its part on the upper.
     pub upper: Option<BorrowedFd<'a>>,
     /// Its parts on the lowers, topmost first.
@@ -28,13 +28,16 @@ pub struct DirView<'a> {
 
 impl std::fmt::Debug for DirView<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DirView").field("upper", &self.upper).field("lowers", &self.lowers).finish_non_exhaustive()
+        f.debug_struct("DirView")
+            .field("upper", &self.upper)
+            .field("lowers", &self.lowers)
+            .finish_non_exhaustive()
     }
 }
 
 /// An object that was found.
 #[derive(Debug)]
-pub struct Found {
+pub(crate) struct Found {
     /// Attributes, from the topmost layer that holds it.
     pub stat: Stat,
     /// It is on the upper; for directories with a descriptor.
@@ -45,7 +48,7 @@ pub struct Found {
 
 /// Where an object is on the lowers.
 #[derive(Clone, Debug, Default)]
-pub enum LowerPart {
+pub(crate) enum LowerPart {
     /// Nowhere that still counts.
     #[default]
     None,
@@ -65,7 +68,7 @@ enum Target {
 ///
 /// # Errors
 /// Of the layers; EINVAL, EACCES and EPERM for a redirect that may not be followed.
-pub fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result<Option<Found>> {
+pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result<Option<Found>> {
     if ondisk::classify(name) != NameClass::Plain {
         return Ok(None);
     }
@@ -100,7 +103,7 @@ pub fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result<Option
 }
 
 /// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
-pub fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name: &[u8]) -> Result<bool> {
+pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name: &[u8]) -> Result<bool> {
     if lowers.is_empty() {
         return Ok(false);
     }
@@ -238,9 +241,8 @@ enum Probe {
 /// Looks at one name in one lower directory. `more_below` tells whether what it hides matters.
 fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bool) -> Result<Probe> {
     let layer = stack.lower(parent)?;
-    let hides = || -> Result<bool> {
-        Ok(more_below && layer.marks(&stack.fds, parent)?.whiteouts.contains(name))
-    };
+    let hides =
+        || -> Result<bool> { Ok(more_below && layer.marks(&stack.fds, parent)?.whiteouts.contains(name)) };
     let stat = match layer.stat(&stack.fds, parent, name) {
         Ok(stat) => stat,
         Err(error) if error.is(Errno::NOENT) => {
@@ -258,7 +260,8 @@ fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bo
         let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, false);
         return Ok(Probe::Object(stat, Some(dir), DirAttrs::default()));
     }
-    let fd = sys::open_at(layer.dir_fd(&stack.fds, parent)?.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
+    let fd =
+        sys::open_at(layer.dir_fd(&stack.fds, parent)?.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
     let mut attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
     attrs.opaque = attrs.opaque || hides()?;
     let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, attrs.xattr_whiteouts);

@@ -14,13 +14,13 @@ use crate::stack::lower::LowerDir;
 use crate::sys;
 
 /// Index of the layer that serves a name: 0 is the upper, lowers follow.
-pub type ListedLayer = u16;
+pub(crate) type ListedLayer = u16;
 /// The upper in a listing.
-pub const UPPER: ListedLayer = 0;
+pub(crate) const UPPER: ListedLayer = 0;
 
 /// The names of a directory at one moment.
 #[derive(Debug, Default)]
-pub struct Listing {
+pub(crate) struct Listing {
     names: Vec<u8>,
     entries: Vec<Listed>,
     /// Positions in the order of the names, made at the first question for a name.
@@ -38,7 +38,7 @@ struct Listed {
 
 /// One name of a listing.
 #[derive(Clone, Copy, Debug)]
-pub struct ListedName<'a> {
+pub(crate) struct ListedName<'a> {
     /// The name.
     pub name: &'a [u8],
     /// Type.
@@ -51,17 +51,17 @@ pub struct ListedName<'a> {
 
 impl Listing {
     /// Returns how many names there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Returns whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
     /// Returns the name at `index`.
-    pub fn get(&self, index: usize) -> Option<ListedName<'_>> {
+    pub(crate) fn get(&self, index: usize) -> Option<ListedName<'_>> {
         let entry = self.entries.get(index)?;
         let start = entry.start as usize;
         let name = self.names.get(start..start + usize::from(entry.len))?;
@@ -69,7 +69,7 @@ impl Listing {
     }
 
     /// Returns the position of `name`.
-    pub fn find(&self, name: &[u8]) -> Option<usize> {
+    pub(crate) fn find(&self, name: &[u8]) -> Option<usize> {
         let name_at = |index: u32| self.get(index as usize).map(|entry| entry.name);
         let sorted = self.sorted.get_or_init(|| {
             let mut order: Vec<u32> = (0..u32::try_from(self.entries.len()).unwrap_or(u32::MAX)).collect();
@@ -81,7 +81,9 @@ impl Listing {
     }
 
     fn push(&mut self, name: &[u8], kind: FileKind, ino: u64, layer: ListedLayer) {
-        let (Ok(start), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else { return };
+        let (Ok(start), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
+            return;
+        };
         self.names.extend_from_slice(name);
         self.entries.push(Listed { start, len, kind, layer, ino });
     }
@@ -91,7 +93,7 @@ impl Listing {
 type Seen = HashSet<Box<[u8]>>;
 
 /// Lists a directory.
-pub fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
+pub(crate) fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut seen = Seen::new();
     if let Some(upper) = dir.upper {

@@ -6,26 +6,26 @@ use std::sync::Arc;
 use crate::error::{Errno, Error, Result};
 
 /// The longest name that Linux file systems hold, in bytes.
-pub const NAME_MAX: usize = 255;
+pub(crate) const NAME_MAX: usize = 255;
 
 /// One path component: not empty, without `/` and NUL, at most 255 bytes, neither `.` nor `..`.
 ///
 /// Cheap to clone: places in the union and in a layer share the bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileName(Arc<[u8]>);
+pub(crate) struct FileName(Arc<[u8]>);
 
 impl FileName {
     /// Checks and takes `bytes` as a name.
     ///
     /// # Errors
     /// ENAMETOOLONG over 255 bytes, EINVAL for what can be no name.
-    pub fn new(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn new(bytes: &[u8]) -> Result<Self> {
         check(bytes)?;
         Ok(Self(bytes.into()))
     }
 
     /// Returns the bytes.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -34,7 +34,7 @@ impl FileName {
 ///
 /// # Errors
 /// ENAMETOOLONG over 255 bytes, EINVAL for what can be no name.
-pub fn check(bytes: &[u8]) -> Result<()> {
+pub(crate) fn check(bytes: &[u8]) -> Result<()> {
     if bytes.len() > NAME_MAX {
         return Err(Error::new(Errno::NAMETOOLONG));
     }

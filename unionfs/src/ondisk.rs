@@ -161,13 +161,19 @@ mod tests {
 
     #[test]
     fn marks_of_a_nested_overlay_gain_and_lose_one_level() {
-        for name in [&b"trusted.overlay.opaque"[..], b"user.overlay.overlay.opaque", b"user.x", b"security.capability"]
-        {
+        for name in [
+            &b"trusted.overlay.opaque"[..],
+            b"user.overlay.overlay.opaque",
+            b"user.x",
+            b"security.capability",
+        ] {
             let stored = escape_xattr(name);
             assert!(!is_private_xattr(&stored), "{stored:?}");
             assert_eq!(unescape_xattr(&stored).as_deref(), Some(name));
         }
-        for private in [&b"trusted.overlay.redirect"[..], b"user.overlay.opaque", b"user.fuseoverlayfs.origin"] {
+        for private in
+            [&b"trusted.overlay.redirect"[..], b"user.overlay.opaque", b"user.fuseoverlayfs.origin"]
+        {
             assert!(is_private_xattr(private));
             assert_eq!(unescape_xattr(private), None);
         }

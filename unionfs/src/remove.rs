@@ -21,7 +21,7 @@ use crate::tree::Tree;
 ///
 /// # Errors
 /// ENOENT, EISDIR, and what the upper answers.
-pub fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
+pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
     let upper = tree.stack.upper()?;
     copy_up::ensure_upper(tree, parent, Need::Data)?;
     let _names = parent.names.lock();
@@ -64,7 +64,7 @@ fn replace_by_whiteout(
 }
 
 /// Makes a whiteout where the upper has no object of that name, or for `.wh.NAME` also where it has.
-pub fn put_whiteout(
+pub(crate) fn put_whiteout(
     tree: &Tree,
     upper: &UpperLayer,
     parent: &Inode,
@@ -86,7 +86,7 @@ pub fn put_whiteout(
 ///
 /// # Errors
 /// ENOENT, ENOTDIR, ENOTEMPTY, and what the upper answers.
-pub fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
+pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
     let upper = tree.stack.upper()?;
     copy_up::ensure_upper(tree, parent, Need::Data)?;
     let _names = parent.names.lock();
@@ -136,7 +136,14 @@ fn remove_upper_dir(upper: &UpperLayer, dir: BorrowedFd<'_>, name: &[u8]) -> Res
 ///
 /// `pin` is a descriptor of the upper object, taken before it was removed; `gone` tells whether this was its last
 /// link on disk.
-pub fn forget_name(tree: &Tree, inode: &Arc<Inode>, parent: &Inode, name: &[u8], pin: Option<OwnedFd>, gone: bool) {
+pub(crate) fn forget_name(
+    tree: &Tree,
+    inode: &Arc<Inode>,
+    parent: &Inode,
+    name: &[u8],
+    pin: Option<OwnedFd>,
+    gone: bool,
+) {
     let last = tree.table.unlink(inode, parent, name);
     if gone {
         tree.table.unkey(inode);

@@ -25,7 +25,7 @@ use crate::tree::{Peeked, Tree};
 
 /// One end of a rename.
 #[derive(Clone, Copy, Debug)]
-pub struct End<'a> {
+pub(crate) struct End<'a> {
     /// The directory.
     pub parent: &'a Arc<Inode>,
     /// The name in it.
@@ -36,7 +36,7 @@ pub struct End<'a> {
 ///
 /// # Errors
 /// As rename(2); EXDEV for a directory with lowers where no redirect can be stored.
-pub fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) -> Result<()> {
+pub(crate) fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) -> Result<()> {
     check_new_name(tree, to.name)?;
     let source = tree.peek(from.parent, from.name)?;
     let target = match tree.peek(to.parent, to.name) {
@@ -58,7 +58,14 @@ pub fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) -> Resu
         still_there(target, to)?;
     }
     let upper = tree.stack.upper()?;
-    let job = Rename { tree, upper, from, to, from_fd: tree.upper_fd(from.parent)?, to_fd: tree.upper_fd(to.parent)? };
+    let job = Rename {
+        tree,
+        upper,
+        from,
+        to,
+        from_fd: tree.upper_fd(from.parent)?,
+        to_fd: tree.upper_fd(to.parent)?,
+    };
     match (mode, &target) {
         (RenameMode::Exchange, Some(target)) => job.exchange(&source.inode, &target.inode),
         _ => job.replace(&source.inode, target.as_ref()),
@@ -80,7 +87,9 @@ fn check(tree: &Tree, source: &Peeked<'_>, target: Option<&Peeked<'_>>, mode: Re
         (_, Some(target)) => match (source.inode.is_dir(), target.inode.is_dir()) {
             (true, false) => return Err(Error::new(Errno::NOTDIR)),
             (false, true) => return Err(Error::new(Errno::ISDIR)),
-            (true, true) if !tree.listing(&target.inode)?.is_empty() => return Err(Error::new(Errno::NOTEMPTY)),
+            (true, true) if !tree.listing(&target.inode)?.is_empty() => {
+                return Err(Error::new(Errno::NOTEMPTY));
+            }
             _ => {}
         },
         (_, None) => {}
@@ -92,7 +101,10 @@ fn check(tree: &Tree, source: &Peeked<'_>, target: Option<&Peeked<'_>>, mode: Re
 }
 
 /// Locks the names of both parents, always in the same order.
-fn lock_parents<'a>(a: &'a Arc<Inode>, b: &'a Arc<Inode>) -> (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>) {
+fn lock_parents<'a>(
+    a: &'a Arc<Inode>,
+    b: &'a Arc<Inode>,
+) -> (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>) {
     if a.id == b.id {
         return (a.names.lock(), None);
     }

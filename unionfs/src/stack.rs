@@ -1,11 +1,11 @@
 //! The layers of a mount: opened, checked against each other, and probed, before anything is mounted.
 
-pub mod dir_fds;
-pub mod lower;
-pub mod marks;
-pub mod probe;
-pub mod upper;
-pub mod workdir;
+pub(crate) mod dir_fds;
+pub(crate) mod lower;
+pub(crate) mod marks;
+pub(crate) mod probe;
+pub(crate) mod upper;
+pub(crate) mod workdir;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ const FS_SHIFT: u32 = 48;
 
 /// All layers of a mount.
 #[derive(Debug)]
-pub struct LayerStack {
+pub(crate) struct LayerStack {
     /// The writable layer, if the mount is not read-only.
     pub upper: Option<UpperLayer>,
     /// The read-only layers, topmost first.
@@ -53,7 +53,7 @@ impl LayerStack {
     ///
     /// # Errors
     /// What is wrong with which directory; nothing is mounted and nothing is left behind.
-    pub fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
+    pub(crate) fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
         let mut notices = Vec::new();
         let userxattr = options.userxattr;
         let mut lowers = Vec::with_capacity(options.lowerdir.len());
@@ -99,18 +99,18 @@ impl LayerStack {
     ///
     /// # Errors
     /// EROFS if there is none.
-    pub fn upper(&self) -> Result<&UpperLayer> {
+    pub(crate) fn upper(&self) -> Result<&UpperLayer> {
         self.upper.as_ref().ok_or(Error::new(Errno::ROFS))
     }
 
     /// Returns the layer that a description belongs to.
-    pub fn lower(&self, dir: &LowerDir) -> Result<&LowerLayer> {
+    pub(crate) fn lower(&self, dir: &LowerDir) -> Result<&LowerLayer> {
         self.lowers.get(dir.layer).ok_or(Error::new(Errno::IO))
     }
 
     /// Returns the inode number to show for an object: its own on the first file system, with the file system's index
     /// in the high bits on others.
-    pub fn shown_ino(&self, dev: u64, ino: u64) -> u64 {
+    pub(crate) fn shown_ino(&self, dev: u64, ino: u64) -> u64 {
         let index = self.device_index(dev);
         if index == 0 || ino >> FS_SHIFT != 0 {
             // Numbers beyond 48 bits are hashed by their file system already; a collision only makes two objects
@@ -121,7 +121,7 @@ impl LayerStack {
     }
 
     /// Returns the index of a device, noting it if it is new.
-    pub fn device_index(&self, dev: u64) -> u64 {
+    pub(crate) fn device_index(&self, dev: u64) -> u64 {
         if let Some(index) = self.devices.read().iter().position(|&known| known == dev) {
             return index as u64;
         }
@@ -200,7 +200,8 @@ fn check_overlap(options: &MountOptions, notices: &mut Vec<String>) -> Result<Ve
                     .hint("a lower layer must not lie inside upperdir or workdir"));
             }
             if writable.starts_with(&lower) {
-                notices.push(format!("{} lies inside a lower layer and is not shown there", writable.display()));
+                notices
+                    .push(format!("{} lies inside a lower layer and is not shown there", writable.display()));
                 inside.push(writable.clone());
             }
         }

@@ -3,10 +3,10 @@
 //! Everything here is `rustix` where it has the call; the few calls it lacks are in the children, the only places
 //! with `unsafe`. Nothing here knows layers.
 
-pub mod copy;
-pub mod dirents;
-pub mod stat;
-pub mod xattr;
+pub(crate) mod copy;
+pub(crate) mod dirents;
+pub(crate) mod stat;
+pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -14,21 +14,21 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::error::Errno;
 
-pub use stat::{Stat, stat_at, stat_fd};
+pub(crate) use stat::{Stat, stat_at, stat_fd};
 
 /// How an object is named to a call that has no `*at` form: the magic link of an open descriptor.
-pub fn proc_path(fd: BorrowedFd<'_>) -> String {
+pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// Opens `name` in `dir` without following a symbolic link.
-pub fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     retry(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode)))
 }
 
 /// Opens a handle on `name` in `dir` that reads no data: for attributes, or as a base for `*at` calls.
-pub fn pin_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+pub(crate) fn pin_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     open_at(dir, name, OFlags::PATH, 0)
 }
 
@@ -36,7 +36,7 @@ pub fn pin_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 /// points on the way.
 ///
 /// Where openat2(2) is missing or refused (an old kernel, a seccomp filter), walks one component at a time.
-pub fn open_dir_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_dir_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     if path.len() < PATH_MAX {
@@ -57,22 +57,11 @@ pub fn open_dir_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Err
 const PATH_MAX: usize = 4096;
 
 /// Calls again what a signal interrupted.
-pub fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {
             Err(Errno::INTR) => {}
             result => return result,
         }
-    }
-}
-
-/// Raises the soft limit of open files to the hard one, and returns it.
-pub fn raise_open_files_limit() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
-        Err(_) => limit.current.unwrap_or(u64::MAX),
     }
 }

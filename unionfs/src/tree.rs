@@ -3,7 +3,6 @@
 //! An upper object is reached by its place: the parent's descriptor and the name. A rename may be under way between
 //! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +23,7 @@ use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{DirFd, LowerDir, LowerFile};
-use crate::stack::marks;
+use crate::stack::marks::{self, DirMarks};
 use crate::sys::{self, Stat};
 
 /// How often a place is read again when the disk and the memory disagree, before giving up.
@@ -32,7 +31,7 @@ const PLACE_TRIES: usize = 1000;
 
 /// The union in memory.
 #[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     /// The layers.
     pub stack: LayerStack,
     /// The nodes.
@@ -53,7 +52,7 @@ pub struct Tree {
 
 /// What the options decide for the whole mount.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Data of copied-up files is synced before it is published.
     pub sync_copy_up: bool,
     /// fsync requests reach the disk.
@@ -86,7 +85,7 @@ impl Policy {
 
 impl Tree {
     /// Opens the layers and makes the root.
-    pub fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
+    pub(crate) fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
         let (stack, notices) = LayerStack::open(options)?;
         let (identity, upper) = match (&stack.upper, stack.lowers.first()) {
             (Some(upper), _) => (upper.identity(), Some(upper.identity().1)),
@@ -103,7 +102,8 @@ impl Tree {
             None => ObjectKey::lower(0, device, identity.1),
         };
         let overflow = |kind: &str| {
-            let text = std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}")).unwrap_or_default();
+            let text =
+                std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}")).unwrap_or_default();
             text.trim().parse::<u32>().unwrap_or(65534)
         };
         let policy = Policy::new(options, &stack);
@@ -130,7 +130,7 @@ impl Tree {
     ///
     /// # Errors
     /// ENOENT if the directory was removed, EIO if its place cannot be found.
-    pub fn upper_fd(&self, dir: &Inode) -> Result<DirFd<'_>> {
+    pub(crate) fn upper_fd(&self, dir: &Inode) -> Result<DirFd<'_>> {
         if dir.id == NodeId::ROOT {
             return Ok(DirFd::Root(self.stack.upper()?.root_fd()));
         }
@@ -171,7 +171,7 @@ impl Tree {
     }
 
     /// Calls `act` with where an upper object is, until what it reached has the object's inode number.
-    pub fn reach<T>(
+    pub(crate) fn reach<T>(
         &self,
         inode: &Inode,
         act: impl Fn(BorrowedFd<'_>, &[u8]) -> std::result::Result<(T, u64), Errno>,
@@ -193,7 +193,7 @@ impl Tree {
     }
 
     /// Opens a handle for attributes on an object's upper part.
-    pub fn pin_upper(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+    pub(crate) fn pin_upper(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         if let Some(pinned) = &inode.state.read().pinned {
             return Ok(Arc::clone(pinned));
         }
@@ -212,7 +212,7 @@ impl Tree {
     }
 
     /// Opens a handle for attributes on an object's lower part: for a directory the topmost.
-    pub fn pin_lower(&self, inode: &Inode) -> Result<LowerFile> {
+    pub(crate) fn pin_lower(&self, inode: &Inode) -> Result<LowerFile> {
         let lower = inode.state.read().lower.clone();
         match lower {
             Lower::File(dir, name) => self.stack.lower(&dir)?.pin(&self.stack.fds, &dir, name.as_bytes()),
@@ -225,7 +225,7 @@ impl Tree {
     }
 
     /// Returns the attributes of the object that serves a node, from its layer.
-    pub fn stat(&self, inode: &Inode) -> Result<Stat> {
+    pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
         if let Some(Data::Upper(file)) = &*inode.data.read() {
             return Ok(sys::stat_fd(file.fd.as_fd())?);
         }
@@ -250,7 +250,7 @@ impl Tree {
     }
 
     /// Translates a layer's attributes into those to show.
-    pub fn attr(&self, inode: &Inode, stat: &Stat) -> Attr {
+    pub(crate) fn attr(&self, inode: &Inode, stat: &Stat) -> Attr {
         let merged = inode.is_dir() && self.is_merged(inode);
         Attr {
             ino: if self.policy.ino32 { inode.ino & u64::from(u32::MAX) } else { inode.ino },
@@ -277,29 +277,29 @@ impl Tree {
     }
 
     /// Holds what is needed to look names up in a directory.
-    pub fn hold<'a>(&'a self, dir: &'a Inode) -> Result<DirHold<'a>> {
+    pub(crate) fn hold<'a>(&'a self, dir: &'a Inode) -> Result<DirHold<'a>> {
         let upper = if dir.on_upper() { Some(self.upper_fd(dir)?) } else { None };
         Ok(DirHold { tree: self, dir, upper, lowers: dir.lower_dirs() })
     }
 
     /// Returns whether the upper part of a directory holds `.wh.NAME`. Its names are read once.
-    pub fn upper_hides(&self, dir: &Inode, name: &[u8]) -> Result<bool> {
+    pub(crate) fn upper_hides(&self, dir: &Inode, name: &[u8]) -> Result<bool> {
         if let Some(whiteouts) = &dir.state.read().upper_whiteouts {
-            return Ok(whiteouts.contains(name));
+            return Ok(whiteouts.whiteouts.contains(name));
         }
         let marks = marks::scan_names(self.upper_fd(dir)?.as_fd())?;
         let mut state = dir.state.write();
-        let whiteouts = state.upper_whiteouts.get_or_insert_with(|| Box::new(marks.whiteouts));
-        Ok(whiteouts.contains(name))
+        let whiteouts = state.upper_whiteouts.get_or_insert_with(|| Box::new(marks));
+        Ok(whiteouts.whiteouts.contains(name))
     }
 
     /// Notes that `.wh.NAME` was made (`true`) or removed in the upper part of a directory.
-    pub fn note_upper_whiteout(&self, dir: &Inode, name: &[u8], exists: bool) {
-        if let Some(whiteouts) = &mut dir.state.write().upper_whiteouts {
+    pub(crate) fn note_upper_whiteout(&self, dir: &Inode, name: &[u8], exists: bool) {
+        if let Some(marks) = &mut dir.state.write().upper_whiteouts {
             if exists {
-                whiteouts.insert(name.into());
+                marks.whiteouts.insert(name.into());
             } else {
-                whiteouts.remove(name);
+                marks.whiteouts.remove(name);
             }
         }
     }
@@ -308,7 +308,7 @@ impl Tree {
     ///
     /// # Errors
     /// ENOENT if there is no such name.
-    pub fn lookup(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<(Arc<Inode>, Stat)> {
+    pub(crate) fn lookup(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<(Arc<Inode>, Stat)> {
         name::check(name).map_err(|e| if e.is(Errno::INVAL) { Error::new(Errno::NOENT) } else { e })?;
         if !parent.is_dir() {
             return Err(Error::new(Errno::NOTDIR));
@@ -328,7 +328,7 @@ impl Tree {
     }
 
     /// Makes or finds the node of what was found, and counts one lookup. `None` if it may be outdated.
-    pub fn enter(
+    pub(crate) fn enter(
         &self,
         parent: &Arc<Inode>,
         name: FileName,
@@ -365,13 +365,13 @@ impl Tree {
     }
 
     /// Returns the node of `name` without leaving a lookup counted.
-    pub fn peek(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Peeked<'_>> {
+    pub(crate) fn peek(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Peeked<'_>> {
         let (inode, stat) = self.lookup(parent, name)?;
         Ok(Peeked { tree: self, inode, stat })
     }
 
     /// Returns the merged listing of a directory as it is now.
-    pub fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
+    pub(crate) fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
         let version = dir.version.load(Ordering::Acquire);
         if let Some(listing) = self.listings.get(dir.id, version) {
             return Ok(listing);
@@ -384,7 +384,7 @@ impl Tree {
 
     /// Returns the inode number that stat shows for an object of the upper: its node's, if it was copied up while the
     /// node lived.
-    pub fn listed_ino(&self, device: u64, entry: &merge::ListedName<'_>) -> u64 {
+    pub(crate) fn listed_ino(&self, device: u64, entry: &merge::ListedName<'_>) -> u64 {
         if entry.layer == merge::UPPER {
             let key = ObjectKey::upper(self.stack.device_index(device), entry.ino);
             if let Some(inode) = self.table.find(key) {
@@ -397,7 +397,7 @@ impl Tree {
 
 /// A node whose lookup is taken back when this is dropped.
 #[derive(Debug)]
-pub struct Peeked<'a> {
+pub(crate) struct Peeked<'a> {
     tree: &'a Tree,
     /// The node.
     pub inode: Arc<Inode>,
@@ -413,7 +413,7 @@ impl Drop for Peeked<'_> {
 
 /// A directory held open for lookups.
 #[derive(Debug)]
-pub struct DirHold<'a> {
+pub(crate) struct DirHold<'a> {
     tree: &'a Tree,
     dir: &'a Inode,
     upper: Option<DirFd<'a>>,
@@ -423,14 +423,14 @@ pub struct DirHold<'a> {
 
 impl DirHold<'_> {
     /// Calls `act` with the directory's layers.
-    pub fn with_view<T>(&self, act: impl FnOnce(&DirView<'_>) -> Result<T>) -> Result<T> {
+    pub(crate) fn with_view<T>(&self, act: impl FnOnce(&DirView<'_>) -> Result<T>) -> Result<T> {
         let hides = |name: &[u8]| self.tree.upper_hides(self.dir, name);
         let upper = self.upper.as_ref().map(AsFd::as_fd);
         act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides })
     }
 
     /// Finds a name.
-    pub fn find(&self, name: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn find(&self, name: &[u8]) -> Result<Option<Found>> {
         self.with_view(|view| lookup::find(&self.tree.stack, view, name))
     }
 }
@@ -442,6 +442,6 @@ fn root_is_opaque(stack: &LayerStack) -> Result<bool> {
 }
 
 /// The `.wh.` names of a directory whose upper part was just made: none.
-pub fn no_whiteouts() -> Option<Box<HashSet<Box<[u8]>>>> {
+pub(crate) fn no_whiteouts() -> Option<Box<DirMarks>> {
     Some(Box::default())
 }

@@ -183,7 +183,13 @@ impl Union {
     }
 
     /// Makes a regular file without a name and opens it.
-    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32, _flags: u32) -> Result<(Entry, Opened)> {
+    pub fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        mode: u32,
+        _flags: u32,
+    ) -> Result<(Entry, Opened)> {
         self.tree.stack.upper()?;
         create::tmpfile(&self.tree, caller, &self.inode(parent)?, mode)
     }
@@ -228,7 +234,14 @@ impl Union {
     }
 
     /// Allocates, punches or zeroes a range.
-    pub fn fallocate(&self, node: NodeId, _fh: Option<Fh>, offset: u64, length: u64, mode: u32) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        node: NodeId,
+        _fh: Option<Fh>,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<()> {
         file_io::fallocate(&self.tree, &self.inode(node)?, offset, length, mode)
     }
 

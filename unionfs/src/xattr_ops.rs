@@ -15,7 +15,7 @@ use crate::tree::Tree;
 ///
 /// # Errors
 /// ENODATA if there is none, EOPNOTSUPP where attributes are switched off.
-pub fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     let stored = stored_name(tree, name, Errno::NODATA)?;
     if inode.on_upper() {
         return Ok(sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored)?);
@@ -24,7 +24,7 @@ pub fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Returns the names, each ended by NUL.
-pub fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
+pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
     if tree.policy.no_xattrs {
         return Err(Error::new(Errno::OPNOTSUPP));
     }
@@ -42,7 +42,7 @@ pub fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
 }
 
 /// Sets an attribute. `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
-pub fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+pub(crate) fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     let stored = stored_name(tree, name, Errno::PERM)?;
     copy_up::ensure_upper(tree, inode, Need::Data)?;
     let pin = tree.pin_upper(inode)?;
@@ -55,7 +55,7 @@ pub fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], flags: u3
 ///
 /// # Errors
 /// ENODATA if there is none: then nothing is copied up.
-pub fn remove(tree: &Tree, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
+pub(crate) fn remove(tree: &Tree, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
     let stored = stored_name(tree, name, Errno::NODATA)?;
     if !inode.on_upper() {
         get(tree, inode, name)?;

@@ -21,7 +21,13 @@ const CAPABILITY: &[u8] = b"security.capability";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 /// Gives `to`, an object in the workdir, everything that `source` has but its data.
-pub(super) fn copy(tree: &Tree, source: &LowerFile, stat: &Stat, to: BorrowedFd<'_>, need: Need) -> Result<()> {
+pub(super) fn copy(
+    tree: &Tree,
+    source: &LowerFile,
+    stat: &Stat,
+    to: BorrowedFd<'_>,
+    need: Need,
+) -> Result<()> {
     let names = match source.xattr_names() {
         Ok(names) => names,
         Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::NOSYS) => Vec::new(),
@@ -54,7 +60,9 @@ fn copy_xattr(source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) -> Result<()>
     }
     let value = match source.xattr(name) {
         // Listed, but not for this process to read, or gone: it cannot be kept.
-        Err(error) if error.is(Errno::NODATA) || error.is(Errno::PERM) || error.is(Errno::ACCESS) => return Ok(()),
+        Err(error) if error.is(Errno::NODATA) || error.is(Errno::PERM) || error.is(Errno::ACCESS) => {
+            return Ok(());
+        }
         result => result?,
     };
     match sys::xattr::set(to, name, &value, 0) {

@@ -11,7 +11,7 @@ use crate::request::NodeId;
 
 /// Which directory a cached descriptor is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DirKey {
+pub(crate) enum DirKey {
     /// A directory of a lower layer, by the number of its description.
     Lower(u64),
     /// A directory of the upper, by its node: it keeps its descriptor when it is renamed.
@@ -20,27 +20,27 @@ pub enum DirKey {
 
 /// Directory descriptors, the least recently used closed first.
 #[derive(Debug)]
-pub struct DirFds(Mutex<LruCache<DirKey, Arc<OwnedFd>>>);
+pub(crate) struct DirFds(Mutex<LruCache<DirKey, Arc<OwnedFd>>>);
 
 impl DirFds {
     /// Makes a cache of at most `capacity` descriptors.
-    pub fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self(Mutex::new(LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN))))
     }
 
     /// Returns the descriptor if it is there.
-    pub fn get(&self, key: DirKey) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn get(&self, key: DirKey) -> Option<Arc<OwnedFd>> {
         self.0.lock().get(&key).cloned()
     }
 
     /// Keeps a descriptor. What it displaces is closed after the lock is given up.
-    pub fn put(&self, key: DirKey, fd: Arc<OwnedFd>) {
+    pub(crate) fn put(&self, key: DirKey, fd: Arc<OwnedFd>) {
         let displaced = self.0.lock().push(key, fd);
         drop(displaced);
     }
 
     /// Forgets a descriptor.
-    pub fn remove(&self, key: DirKey) {
+    pub(crate) fn remove(&self, key: DirKey) {
         let removed = self.0.lock().pop(&key);
         drop(removed);
     }

@@ -14,14 +14,14 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
-use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::ondisk::Namespace;
+use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
 use crate::sys::{self, Stat};
 
 /// One read-only layer.
 #[derive(Debug)]
-pub struct LowerLayer {
+pub(crate) struct LowerLayer {
     root: OwnedFd,
     root_stat: Stat,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
@@ -33,7 +33,7 @@ pub struct LowerLayer {
 /// A directory of a lower layer. Its place never changes, so it is a name and a parent; a descriptor exists only
 /// while the bounded cache holds one.
 #[derive(Debug)]
-pub struct LowerDir {
+pub(crate) struct LowerDir {
     /// Number of this object, unique in the process.
     pub id: u64,
     /// Index of the layer among the lowers, 0 is the topmost.
@@ -55,7 +55,13 @@ static NEXT_DIR_ID: AtomicU64 = AtomicU64::new(1);
 
 impl LowerDir {
     /// Describes the directory that `stat` was read from.
-    pub fn new(layer: usize, parent: Option<Arc<Self>>, name: &[u8], stat: &Stat, xattr_whiteouts: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        layer: usize,
+        parent: Option<Arc<Self>>,
+        name: &[u8],
+        stat: &Stat,
+        xattr_whiteouts: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: NEXT_DIR_ID.fetch_add(1, Ordering::Relaxed),
             layer,
@@ -69,7 +75,7 @@ impl LowerDir {
     }
 
     /// Returns the path from the layer's root, components joined by `/`, empty for the root.
-    pub fn path(&self) -> Vec<u8> {
+    pub(crate) fn path(&self) -> Vec<u8> {
         let mut components = Vec::new();
         let mut at = Some(self);
         while let Some(dir) = at {
@@ -85,31 +91,31 @@ impl LowerDir {
 
 /// An object of a lower layer, held open. It can be read; nothing about it can be changed.
 #[derive(Debug)]
-pub struct LowerFile(OwnedFd);
+pub(crate) struct LowerFile(OwnedFd);
 
 impl LowerFile {
     /// Returns the attributes.
-    pub fn stat(&self) -> Result<Stat> {
+    pub(crate) fn stat(&self) -> Result<Stat> {
         Ok(sys::stat_fd(self.0.as_fd())?)
     }
 
     /// Reads at `offset`.
-    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         Ok(sys::retry(|| rustix::io::pread(&self.0, &mut *buffer, offset))?)
     }
 
     /// Returns the value of an extended attribute.
-    pub fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
         Ok(sys::xattr::get(self.0.as_fd(), name)?)
     }
 
     /// Returns the names of the extended attributes, each ended by NUL.
-    pub fn xattr_names(&self) -> Result<Vec<u8>> {
+    pub(crate) fn xattr_names(&self) -> Result<Vec<u8>> {
         Ok(sys::xattr::list(self.0.as_fd())?)
     }
 
     /// Returns where data or a hole begins, as lseek(2) does.
-    pub fn seek(&self, from: rustix::fs::SeekFrom) -> Result<u64> {
+    pub(crate) fn seek(&self, from: rustix::fs::SeekFrom) -> Result<u64> {
         Ok(rustix::fs::seek(&self.0, from)?)
     }
 
@@ -129,7 +135,13 @@ impl LowerFile {
     }
 
     /// Copies a range into `to`, in the kernel.
-    pub(crate) fn copy_range_to(&self, offset: u64, to: BorrowedFd<'_>, to_offset: u64, len: usize) -> Result<usize> {
+    pub(crate) fn copy_range_to(
+        &self,
+        offset: u64,
+        to: BorrowedFd<'_>,
+        to_offset: u64,
+        len: usize,
+    ) -> Result<usize> {
         let (mut from_at, mut to_at) = (offset, to_offset);
         Ok(sys::retry(|| {
             rustix::fs::copy_file_range(&self.0, Some(&mut from_at), to, Some(&mut to_at), len)
@@ -137,13 +149,8 @@ impl LowerFile {
     }
 
     /// Returns the target of a symbolic link that was opened without following it.
-    pub fn link_target(&self) -> Result<Vec<u8>> {
+    pub(crate) fn link_target(&self) -> Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.0, c"", Vec::new())?.into_bytes())
-    }
-
-    /// Returns file system totals.
-    pub fn statvfs(&self) -> Result<rustix::fs::StatVfs> {
-        Ok(rustix::fs::fstatvfs(&self.0)?)
     }
 }
 
@@ -152,28 +159,24 @@ impl LowerLayer {
     ///
     /// # Errors
     /// What open(2) says of the path; ENOTDIR if it is no directory.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let name = path.as_os_str().as_encoded_bytes();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::empty()))
             .map_err(|e| Error::new(e).during("open lower layer", name))?;
         // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
-        let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let clone =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let root = open_tree(&plain, c"", clone).unwrap_or(plain);
         let root_stat = sys::stat_fd(root.as_fd())?;
         Ok(Self { root, root_stat, hidden: Vec::new(), no_reflink: AtomicBool::new(false) })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
-    pub fn root_dir(&self, index: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
+    pub(crate) fn root_dir(&self, index: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
         let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
         Ok((LowerDir::new(index, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
-    }
-
-    /// Returns the attributes of the root.
-    pub fn root_stat(&self) -> &Stat {
-        &self.root_stat
     }
 
     /// Stops showing `name` in the directory with this identity.
@@ -182,17 +185,17 @@ impl LowerLayer {
     }
 
     /// Returns whether `name` in `dir` is not shown.
-    pub fn hides(&self, dir: &LowerDir, name: &[u8]) -> bool {
+    pub(crate) fn hides(&self, dir: &LowerDir, name: &[u8]) -> bool {
         self.hidden.iter().any(|(dev, ino, hidden)| (*dev, *ino) == dir.identity && hidden == name)
     }
 
     /// Returns the device and inode number of the root.
-    pub fn identity(&self) -> (u64, u64) {
+    pub(crate) fn identity(&self) -> (u64, u64) {
         (self.root_stat.dev, self.root_stat.ino)
     }
 
     /// Returns file system totals.
-    pub fn statvfs(&self) -> Result<rustix::fs::StatVfs> {
+    pub(crate) fn statvfs(&self) -> Result<rustix::fs::StatVfs> {
         Ok(rustix::fs::fstatvfs(&self.root)?)
     }
 
@@ -274,7 +277,7 @@ impl LowerLayer {
 
 /// A descriptor to look names up in: a layer's root, or one from the cache.
 #[derive(Debug)]
-pub enum DirFd<'a> {
+pub(crate) enum DirFd<'a> {
     /// The root of a layer.
     Root(BorrowedFd<'a>),
     /// Shared with the cache.

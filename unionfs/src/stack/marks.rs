@@ -9,14 +9,14 @@ use crate::sys;
 
 /// The `.wh.` names of a directory, learnt from one reading of it.
 #[derive(Debug, Default)]
-pub struct DirMarks {
+pub(crate) struct DirMarks {
     /// Names hidden in the layers below.
     pub whiteouts: HashSet<Box<[u8]>>,
 }
 
 /// What a directory's attributes, and its `.wh..wh..opq`, say.
 #[derive(Debug, Default)]
-pub struct DirAttrs {
+pub(crate) struct DirAttrs {
     /// Nothing below this directory shows through.
     pub opaque: bool,
     /// Empty files in it may be whiteouts by attribute.
@@ -26,7 +26,7 @@ pub struct DirAttrs {
 }
 
 /// Reads the names of a directory once and keeps those that hide others.
-pub fn scan_names(dir: BorrowedFd<'_>) -> Result<DirMarks> {
+pub(crate) fn scan_names(dir: BorrowedFd<'_>) -> Result<DirMarks> {
     let mut marks = DirMarks::default();
     sys::dirents::for_each_name(dir, |entry| {
         if let NameClass::Whiteout(target) = ondisk::classify(entry.name) {
@@ -42,7 +42,7 @@ pub fn scan_names(dir: BorrowedFd<'_>) -> Result<DirMarks> {
 ///
 /// # Errors
 /// EINVAL and EACCES for a bad redirect, EPERM for any redirect where they are not followed.
-pub fn read_attrs(dir: BorrowedFd<'_>, namespace: Namespace, follow: Follow) -> Result<DirAttrs> {
+pub(crate) fn read_attrs(dir: BorrowedFd<'_>, namespace: Namespace, follow: Follow) -> Result<DirAttrs> {
     let mut attrs = DirAttrs::default();
     let redirect_name = namespace.name("redirect");
     let list = match sys::xattr::list(dir) {
@@ -67,7 +67,7 @@ pub fn read_attrs(dir: BorrowedFd<'_>, namespace: Namespace, follow: Follow) -> 
 
 /// What to do with redirects that are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Follow {
+pub(crate) enum Follow {
     /// Follow them.
     Yes,
     /// Looking up an object that has one fails with EPERM, as in the kernel with `redirect_dir=nofollow`.

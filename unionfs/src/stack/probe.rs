@@ -14,7 +14,7 @@ use crate::sys;
 
 /// The form in which this mount writes whiteouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhiteoutForm {
+pub(crate) enum WhiteoutForm {
     /// Character device 0:0, kernel overlayfs' form.
     CharDevice,
     /// An empty file `.wh.NAME`.
@@ -23,7 +23,7 @@ pub enum WhiteoutForm {
 
 /// What was found.
 #[derive(Clone, Copy, Debug)]
-pub struct Features {
+pub(crate) struct Features {
     /// How to write whiteouts.
     pub whiteouts: WhiteoutForm,
     /// Where marks are kept; none if the file system holds no attributes.
@@ -52,7 +52,7 @@ impl fmt::Display for Features {
 }
 
 /// Tries everything. `userxattr` leaves out the trusted namespace, `dot_wh` the device form.
-pub fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<Features> {
+pub(crate) fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<Features> {
     let exchange = try_exchange(workdir)?;
     let char_device = !dot_wh && exchange && try_char_whiteout(workdir)?;
     Ok(Features {
@@ -64,7 +64,7 @@ pub fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<Feature
 }
 
 /// Returns where marks are looked for if there is no upper to try on.
-pub fn namespace_without_upper(userxattr: bool) -> Namespace {
+pub(crate) fn namespace_without_upper(userxattr: bool) -> Namespace {
     if userxattr || !rustix::process::geteuid().is_root() { Namespace::User } else { Namespace::Trusted }
 }
 
@@ -79,13 +79,16 @@ fn try_exchange(workdir: &Workdir) -> Result<bool> {
     make_file(workdir.fd(), a.name())?;
     make_file(workdir.fd(), b.name())?;
     let before = sys::stat_at(workdir.fd(), a.name())?.ino;
-    let done = rustix::fs::renameat_with(workdir.fd(), a.name(), workdir.fd(), b.name(), RenameFlags::EXCHANGE);
+    let done =
+        rustix::fs::renameat_with(workdir.fd(), a.name(), workdir.fd(), b.name(), RenameFlags::EXCHANGE);
     Ok(done.is_ok() && sys::stat_at(workdir.fd(), b.name())?.ino == before)
 }
 
 fn try_char_whiteout(workdir: &Workdir) -> Result<bool> {
     let (made, from, to) = (workdir.temp(), workdir.temp(), workdir.temp());
-    if make_whiteout(workdir.fd(), made.name()).is_err() || !sys::stat_at(workdir.fd(), made.name())?.is_whiteout() {
+    if make_whiteout(workdir.fd(), made.name()).is_err()
+        || !sys::stat_at(workdir.fd(), made.name())?.is_whiteout()
+    {
         return Ok(false);
     }
     make_file(workdir.fd(), from.name())?;
@@ -95,7 +98,7 @@ fn try_char_whiteout(workdir: &Workdir) -> Result<bool> {
 }
 
 /// Makes a whiteout of kernel overlayfs' form. Needs no privilege since Linux 5.8.
-pub fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), Errno> {
+pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), Errno> {
     rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
@@ -124,6 +127,12 @@ fn may_chown(workdir: &Workdir) -> Result<bool> {
     let temp = workdir.temp();
     make_file(workdir.fd(), temp.name())?;
     let other = rustix::fs::Uid::from_raw(rustix::process::geteuid().as_raw().wrapping_add(1));
-    let done = rustix::fs::chownat(workdir.fd(), temp.name(), Some(other), None, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    let done = rustix::fs::chownat(
+        workdir.fd(),
+        temp.name(),
+        Some(other),
+        None,
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    );
     Ok(done.is_ok())
 }

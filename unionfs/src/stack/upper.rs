@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -13,20 +12,18 @@ use crate::sys::{self, Stat};
 
 /// The writable layer and its workdir.
 #[derive(Debug)]
-pub struct UpperLayer {
+pub(crate) struct UpperLayer {
     root: OwnedFd,
     root_stat: Stat,
     /// Where objects are built.
     pub workdir: Workdir,
     /// What the file system can do.
     pub features: Features,
-    /// The file system does not do O_TMPFILE; asking again is a wasted call.
-    pub(crate) no_tmpfile: AtomicBool,
 }
 
 impl UpperLayer {
     /// Opens the upper at `path`.
-    pub fn open_root(path: &Path) -> Result<(OwnedFd, Stat)> {
+    pub(crate) fn open_root(path: &Path) -> Result<(OwnedFd, Stat)> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
             .map_err(|e| Error::new(e).during("open upper layer", path.as_os_str().as_encoded_bytes()))?;
@@ -35,17 +32,17 @@ impl UpperLayer {
     }
 
     /// Puts together what was opened and probed.
-    pub fn new(root: OwnedFd, root_stat: Stat, workdir: Workdir, features: Features) -> Self {
-        Self { root, root_stat, workdir, features, no_tmpfile: AtomicBool::new(false) }
+    pub(crate) fn new(root: OwnedFd, root_stat: Stat, workdir: Workdir, features: Features) -> Self {
+        Self { root, root_stat, workdir, features }
     }
 
     /// Returns the root directory.
-    pub fn root_fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
     /// Returns the device and inode number of the root.
-    pub fn identity(&self) -> (u64, u64) {
+    pub(crate) fn identity(&self) -> (u64, u64) {
         (self.root_stat.dev, self.root_stat.ino)
     }
 }
@@ -54,7 +51,7 @@ impl UpperLayer {
 ///
 /// # Errors
 /// EXDEV with a hint if it cannot.
-pub fn check_same_file_system(upper: &Path, root: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn check_same_file_system(upper: &Path, root: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<()> {
     let probe = c".unionfs-probe";
     let same_device = sys::stat_fd(root)?.dev == sys::stat_fd(work)?.dev;
     // The same device may still be two mounts, between which rename(2) gives EXDEV: try it with a name that is not

@@ -19,7 +19,7 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The directory `work` in the workdir, and the lock on the workdir.
 #[derive(Debug)]
-pub struct Workdir {
+pub(crate) struct Workdir {
     /// Holds the lock; never read.
     locked: OwnedFd,
     work: OwnedFd,
@@ -30,7 +30,7 @@ pub struct Workdir {
 
 /// A temporary object by name. Dropping it removes the object, unless it was published.
 #[derive(Debug)]
-pub struct Temp<'a> {
+pub(crate) struct Temp<'a> {
     workdir: &'a Workdir,
     name: Option<Vec<u8>>,
 }
@@ -39,13 +39,14 @@ impl Workdir {
     /// Opens the workdir at `path`, takes its lock and sweeps what a crash left.
     ///
     /// The second value tells when another process holds the lock.
-    pub fn open(path: &Path) -> Result<(Self, Option<String>)> {
+    pub(crate) fn open(path: &Path) -> Result<(Self, Option<String>)> {
         let bytes = path.as_os_str().as_encoded_bytes();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let locked = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
             .map_err(|e| Error::new(e).during("open workdir", bytes))?;
-        let notice = lock(locked.as_fd())
-            .then_some("workdir is in use by another mount; changing both gives undefined results".to_owned());
+        let notice = lock(locked.as_fd()).then_some(
+            "workdir is in use by another mount; changing both gives undefined results".to_owned(),
+        );
         match rustix::fs::mkdirat(&locked, WORK, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(Error::new(errno).during("make the directory work in workdir", bytes)),
@@ -62,23 +63,23 @@ impl Workdir {
     }
 
     /// Returns the directory of temporary objects.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.work.as_fd()
     }
 
     /// Returns the workdir itself.
-    pub fn base_fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn base_fd(&self) -> BorrowedFd<'_> {
         self.locked.as_fd()
     }
 
     /// Returns a name that nothing here has, guarded: whatever is made under it is removed unless published.
-    pub fn temp(&self) -> Temp<'_> {
+    pub(crate) fn temp(&self) -> Temp<'_> {
         let serial = self.next.fetch_add(1, Ordering::Relaxed);
         Temp { workdir: self, name: Some(format!("#{:x}{serial:08x}", self.salt).into_bytes()) }
     }
 
     /// Moves an object out of the union into the workdir and removes it there, with all that is in it.
-    pub fn discard(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    pub(crate) fn discard(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         let temp = self.temp();
         rustix::fs::renameat(dir, name, self.fd(), temp.name())?;
         drop(temp);
@@ -100,14 +101,14 @@ impl Workdir {
 
 impl Temp<'_> {
     /// Returns the name in the workdir.
-    pub fn name(&self) -> &[u8] {
+    pub(crate) fn name(&self) -> &[u8] {
         self.name.as_deref().unwrap_or_default()
     }
 
     /// Moves the object to `name` in `dir`, in one step.
     ///
     /// With `EXCHANGE` the object that was there is now the guarded one and is removed on drop.
-    pub fn publish(mut self, dir: BorrowedFd<'_>, name: &[u8], flags: RenameFlags) -> Result<()> {
+    pub(crate) fn publish(mut self, dir: BorrowedFd<'_>, name: &[u8], flags: RenameFlags) -> Result<()> {
         let from = self.workdir.fd();
         let result = rustix::fs::renameat_with(from, self.name(), dir, name, flags);
         let result = match result {
@@ -122,11 +123,6 @@ impl Temp<'_> {
             self.name = None;
         }
         Ok(())
-    }
-
-    /// Gives up the guard after the object was moved away by other means.
-    pub fn forget(mut self) {
-        self.name = None;
     }
 }
 
@@ -160,7 +156,7 @@ fn lock(fd: BorrowedFd<'_>) -> bool {
 /// Removes `name` in `dir` and everything below it. What is gone already is fine.
 ///
 /// Works through the tree with a stack of open directories one level at a time, never by a path string.
-pub fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}

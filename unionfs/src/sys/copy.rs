@@ -14,13 +14,13 @@ const CHUNK: usize = 1 << 20;
 ///
 /// # Errors
 /// EXDEV, EOPNOTSUPP, EINVAL or ENOTTY where the pair of file systems cannot.
-pub fn reflink(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn reflink(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::ioctl_ficlone(to, from)
 }
 
 /// Copies the first `size` bytes of `from` to the empty file `to`, leaves holes where `from` has them, and gives
 /// `to` exactly that size.
-pub fn copy_sparse(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+pub(crate) fn copy_sparse(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
     let mut at = 0;
     while at < size {
         let Some((data, hole)) = next_data(from, at, size)? else { break };
@@ -65,7 +65,7 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
 }
 
 /// Writes all of `data` at `offset`.
-pub fn write_all(to: BorrowedFd<'_>, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
+pub(crate) fn write_all(to: BorrowedFd<'_>, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
     while !data.is_empty() {
         let put = super::retry(|| pwrite(to, data, offset))?;
         if put == 0 {

@@ -13,7 +13,7 @@ const BUFFER: usize = 32 * 1024;
 
 /// One name as the file system lists it.
 #[derive(Clone, Copy, Debug)]
-pub struct RawEntry<'a> {
+pub(crate) struct RawEntry<'a> {
     /// The name; `.` and `..` are left out.
     pub name: &'a [u8],
     /// `d_ino`.
@@ -24,7 +24,7 @@ pub struct RawEntry<'a> {
 
 /// Calls `each` for every name in `dir` (any descriptor of the directory, also one opened with `O_PATH`), until
 /// it answers `false`.
-pub fn for_each_name(
+pub(crate) fn for_each_name(
     dir: BorrowedFd<'_>,
     mut each: impl FnMut(RawEntry<'_>) -> Result<bool, Errno>,
 ) -> Result<(), Errno> {

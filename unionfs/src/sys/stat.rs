@@ -9,7 +9,7 @@ use crate::request::{FileKind, Timestamp};
 
 /// The attributes of an object on a layer.
 #[derive(Clone, Copy, Debug)]
-pub struct Stat {
+pub(crate) struct Stat {
     /// Type and permission bits.
     pub mode: u32,
     /// Hard links.
@@ -44,17 +44,17 @@ pub struct Stat {
 
 impl Stat {
     /// Returns the type.
-    pub const fn kind(&self) -> FileKind {
+    pub(crate) const fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode)
     }
 
     /// Returns whether this is a directory.
-    pub const fn is_dir(&self) -> bool {
+    pub(crate) const fn is_dir(&self) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
     /// Returns whether this is the whiteout of kernel overlayfs: a character device 0:0.
-    pub const fn is_whiteout(&self) -> bool {
+    pub(crate) const fn is_whiteout(&self) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0
     }
 }
@@ -62,13 +62,13 @@ impl Stat {
 /// Returns the attributes of `name` in `dir`, without following a symbolic link.
 ///
 /// Never waits for another FUSE server or a network: a mount point below a layer may be our own.
-pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
+pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
 }
 
 /// Returns the attributes of an open object.
-pub fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
+pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
 }
 

@@ -12,30 +12,30 @@ use crate::error::Errno;
 const GUESS: usize = 256;
 
 /// Returns the value of attribute `name`.
-pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(crate) fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let path = super::proc_path(fd);
     fill(|buffer| rustix::fs::getxattr(path.as_str(), name, buffer))
 }
 
 /// Returns the names, each ended by NUL.
-pub fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+pub(crate) fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let path = super::proc_path(fd);
     fill(|buffer| rustix::fs::listxattr(path.as_str(), buffer))
 }
 
 /// Sets attribute `name`. `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
-pub fn set(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
+pub(crate) fn set(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<(), Errno> {
     let path = super::proc_path(fd);
     rustix::fs::setxattr(path.as_str(), name, value, XattrFlags::from_bits_retain(flags))
 }
 
 /// Removes attribute `name`.
-pub fn remove(fd: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+pub(crate) fn remove(fd: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::removexattr(super::proc_path(fd).as_str(), name)
 }
 
 /// Splits what [`list`] returns into names.
-pub fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|&b| b == 0).filter(|name| !name.is_empty())
 }
 
