@@ -1,7 +1,7 @@
 //! What can be asked for and cannot be had yet: told in one line where leaving it out loses nothing, refused where
 //! the mount would show or store something else than was asked for.
 
-use super::{MountOptions, OptionError, Verity, Warning, XattrPermissions};
+use super::{FsyncPolicy, MountOptions, OptionError, UuidPolicy, Verity, Warning, XattrPermissions, Xino};
 
 /// What happens with an option that cannot be had.
 #[derive(Clone, Copy)]
@@ -43,6 +43,27 @@ const GAPS: &[Gap] = &[
         Without::Continues("a hard link of a lower file is separated from the others when it is copied up"),
     ),
     ("nfs_export=on", |options| options.nfs_export, Without::Continues("the mount cannot be exported")),
+    (
+        "xino",
+        |options| options.xino != Xino::Auto,
+        Without::Continues("inode numbers are kept apart where layers lie on several file systems"),
+    ),
+    ("uuid", |options| options.uuid != UuidPolicy::Auto, Without::Continues("as uuid=auto")),
+    (
+        "static_nlink",
+        |options| options.static_nlink,
+        Without::Continues("directories show the link count of their topmost layer"),
+    ),
+    (
+        "fsync=strict",
+        |options| options.fsync == FsyncPolicy::Strict,
+        Without::Continues("as fsync=auto, changes of metadata are not synced"),
+    ),
+    (
+        "the mark of volatile",
+        |options| options.fsync == FsyncPolicy::Volatile,
+        Without::Continues("nothing is synced, and nothing in workdir says so after a crash"),
+    ),
 ];
 
 /// Words without a typed meaning whose absence is worth telling.
