@@ -4,6 +4,7 @@
 //! transport's buffer. It decides which errno a caller sees where the union is not asked, and lets no panic out.
 
 mod profile;
+mod weight;
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};

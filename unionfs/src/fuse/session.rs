@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use super::transport::Connection;
+use super::transport::{Connection, Ring};
 use super::{Counters, FuseAdapter};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Error, Result};
 use crate::options::{MountOptions, Transport};
 use crate::union::Union;
 
@@ -37,15 +37,14 @@ impl Server {
     ///
     /// The mount is gone, the kernel is too old, or the options ask for a transport that this build has not.
     pub fn connect(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
-        match options.transport {
-            Transport::Auto | Transport::Fuser => Self::connect_fuser(union, device, options),
-            Transport::Uring => Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=uring")),
-            Transport::Dev => {
-                let counters = Arc::<Counters>::default();
-                let connection = Connection::open(union, Arc::clone(&counters), device, options)?;
-                Ok(Self { carrier: Carrier::Own(Box::new(connection)), counters })
-            }
-        }
+        let ring = match options.transport {
+            Transport::Auto | Transport::Fuser => return Self::connect_fuser(union, device, options),
+            Transport::Uring => Ring::Required,
+            Transport::Dev => Ring::Unwanted,
+        };
+        let counters = Arc::<Counters>::default();
+        let connection = Connection::open(union, Arc::clone(&counters), device, options, ring)?;
+        Ok(Self { carrier: Carrier::Own(Box::new(connection)), counters })
     }
 
     fn connect_fuser(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {

@@ -1,19 +1,25 @@
 //! How requests and answers travel, without a library: the first exchange, then a transport until the mount ends.
 //!
 //! [`Connection::open`] does the first exchange on the device. After it, `dev` reads and writes the device with
-//! several threads.
+//! several threads. Where io_uring was agreed on, `uring` takes nearly all requests, and `dev` what still comes on the
+//! device: what needs no answer, and everything, should the kernel turn io_uring off after all.
 
 mod buffers;
 mod dev;
 mod sys;
+mod uring;
+mod workers;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use self::buffers::Buffers;
+use self::uring::Queues;
+use self::workers::Workers;
 use super::Counters;
-use super::handler::{Handler, Negotiation};
-use super::wire::{self, Header, InitIn, MAJOR, MINOR, MINOR_MIN, Request};
+use super::handler::{Config, Handler, Negotiation};
+use super::wire::flags::InitFlags;
+use super::wire::{self, Header, InitIn, MAJOR, MINOR, Request};
 use crate::error::{Errno, Error, Result};
 use crate::options::MountOptions;
 use crate::union::Union;
@@ -21,8 +27,20 @@ use crate::union::Union;
 /// A connection whose first exchange is done.
 #[derive(Debug)]
 pub(super) struct Connection {
-    device: OwnedFd,
-    handler: Handler,
+    device: Arc<OwnedFd>,
+    handler: Arc<Handler>,
+    queues: Option<(Queues, Arc<Workers>)>,
+}
+
+/// Whether requests shall go over io_uring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ring {
+    /// Not.
+    Unwanted,
+    /// If all that it needs is there.
+    IfPossible,
+    /// Without it there is no connection.
+    Required,
 }
 
 impl Connection {
@@ -30,29 +48,53 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The mount is gone, or the kernel is too old.
+    /// The mount is gone, the kernel is too old, or io_uring is required and cannot be had.
     pub(super) fn open(
         union: Arc<Union>,
         counters: Arc<Counters>,
         device: OwnedFd,
         options: &MountOptions,
+        ring: Ring,
     ) -> Result<Self> {
+        let device = Arc::new(device);
         let mut buffers = Buffers::new(options.max_write);
         let (header, offer) = receive_init(&device, &mut buffers)?;
-        let Some(Negotiation { answer, config }) = Negotiation::choose(options, &offer, false) else {
+        let Some(chosen) = Negotiation::choose(options, &offer, ring != Ring::Unwanted) else {
             buffers.reply_error(&device, header.unique, Errno::PROTO)?;
             let hint = "this transport needs FUSE 7.23 (Linux 3.15); try transport=fuser";
             return Err(Error::new(Errno::PROTO).during("serve", "a kernel this old").hint(hint));
         };
+        let queues = match make_queues(&device, &chosen.config) {
+            Ok(queues) => Some(queues),
+            Err(error) if ring == Ring::Required => {
+                buffers.reply_error(&device, header.unique, error.errno())?;
+                return Err(error);
+            }
+            Err(error) => {
+                if ring == Ring::IfPossible {
+                    tracing::info!("transport: dev, because io_uring is not to be had: {error}");
+                }
+                None
+            }
+        };
+        let Negotiation { mut answer, config } = chosen;
+        answer.flags.set(InitFlags::OVER_IO_URING, queues.is_some());
+        let handler = Arc::new(Handler::new(union, counters, config));
         let len = answer.encode(buffers.answer()).ok_or(Errno::IO)?;
         buffers.reply(&device, header.unique, len)?;
+        // From here on the kernel lets requests wait until all queues serve.
+        let workers = Arc::<Workers>::default();
+        if let Some(queues) = &queues {
+            queues.start(&handler, &workers);
+        }
         tracing::info!(
-            "kernel speaks FUSE {}.{}, we speak {MINOR_MIN} to {MINOR}; in use: {:?}",
+            "transport: {}; the kernel speaks FUSE {}.{}, we speak up to {MAJOR}.{MINOR}; in use: {:?}",
+            if queues.is_some() { "uring" } else { "dev" },
             offer.major,
             offer.minor,
             answer.flags
         );
-        Ok(Self { device, handler: Handler::new(union, counters, config) })
+        Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)) })
     }
 
     /// Answers requests until the mount ends, then flushes the union.
@@ -61,10 +103,25 @@ impl Connection {
     ///
     /// The connection broke otherwise than by its end.
     pub(super) fn run(self) -> Result<()> {
-        let served = dev::serve(&self.device, &self.handler);
+        let waits = if self.queues.is_some() { dev::Waits::Asleep } else { dev::Waits::Adaptively };
+        let served = dev::serve(&self.device, &self.handler, waits);
+        if let Some((queues, workers)) = self.queues {
+            queues.join();
+            workers.close();
+        }
         self.handler.union().destroy();
         served
     }
+}
+
+/// Makes everything that io_uring needs on our side.
+fn make_queues(device: &Arc<OwnedFd>, config: &Config) -> Result<Queues> {
+    if !config.uring {
+        let hint =
+            "an administrator can offer it: echo Y > /sys/module/fuse/parameters/enable_uring (Linux 6.14)";
+        return Err(Error::new(Errno::OPNOTSUPP).during("use", "transport=uring").hint(hint));
+    }
+    Queues::prepare(device, config.max_write)
 }
 
 /// Reads INIT; a kernel with a newer major version is told ours and sends it again.

@@ -162,8 +162,7 @@ mod tests {
 
     #[test]
     fn a_timeout_of_zero_caches_nothing() {
-        let mut options = MountOptions::default();
-        options.timeout = 0.0;
+        let options = MountOptions { timeout: 0.0, ..MountOptions::default() };
         let chosen = Negotiation::choose(&options, &offer(InitFlags::all()), false).unwrap();
         assert!(!chosen.answer.flags.intersects(CACHING));
         assert!(!chosen.config.caches() && chosen.config.ttls.negative.is_zero());

@@ -46,14 +46,27 @@ const BULK: usize = 64 << 10;
 /// Threads at most: so many requests can wait for disks at the same time.
 const MAX_THREADS: usize = 32;
 
+/// How a leader waits for requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// It may look for a while first.
+    Adaptively,
+    /// Few requests come this way.
+    Asleep,
+}
+
 /// Answers requests until the connection ends.
 ///
 /// # Errors
 ///
 /// The connection broke otherwise than by its end.
-pub(super) fn serve(device: &OwnedFd, handler: &Handler) -> Result<()> {
+pub(super) fn serve(device: &OwnedFd, handler: &Handler, waits: Waits) -> Result<()> {
     let processors = available_parallelism().map_or(1, std::num::NonZero::get);
-    let glance = if processors > 1 { sys::clone_device(device.as_fd(), OFlags::NONBLOCK).ok() } else { None };
+    let glance = if processors > 1 && waits == Waits::Adaptively {
+        sys::clone_device(device.as_fd(), OFlags::NONBLOCK).ok()
+    } else {
+        None
+    };
     let team = Team {
         device,
         processors,
@@ -235,7 +248,7 @@ impl<'env> Team<'env> {
             }
         };
         let mut lead = None;
-        if pace.careful > 0 || may_take_long(&request) || (pace.is_crowded() && self.has_room()) {
+        if pace.careful > 0 || self.takes_long(&header, &request) || (pace.is_crowded() && self.has_room()) {
             drop(pace);
             self.call_follower(scope);
             let outcome = self.handler.dispatch(&header, &request, answer);
@@ -260,6 +273,15 @@ impl<'env> Team<'env> {
                 tracing::error!("{error}");
             }
         }
+    }
+
+    fn takes_long(&self, header: &Header, request: &Request<'_>) -> bool {
+        let bulk = match request {
+            Request::Read { size, .. } => usize::try_from(*size).is_ok_and(|size| size >= BULK),
+            Request::Write { data, .. } => data.len() >= BULK,
+            _ => false,
+        };
+        bulk || self.handler.may_take_long(header, request, false)
     }
 
     /// Returns whether another thread could answer quick requests faster: more of them than processors would not.
@@ -321,27 +343,5 @@ fn look<'a>(
         }
         turn = now;
         std::thread::yield_now();
-    }
-}
-
-/// Returns whether a request may take so long that others must not wait behind it.
-const fn may_take_long(request: &Request<'_>) -> bool {
-    match request {
-        Request::Read { size, .. } => *size as usize >= BULK,
-        Request::Write { data, .. } => data.len() >= BULK,
-        // May copy a whole file up.
-        Request::Open { flags, .. } => *flags & libc::O_ACCMODE.cast_unsigned() != 0,
-        Request::Setattr(_)
-        | Request::Setxattr { .. }
-        | Request::Removexattr { .. }
-        | Request::Link { .. }
-        | Request::Rename { .. }
-        | Request::Fsync { .. }
-        | Request::Fsyncdir { .. }
-        | Request::Syncfs
-        | Request::Fallocate { .. }
-        | Request::CopyFileRange(_)
-        | Request::CopyFileRange64(_) => true,
-        _ => false,
     }
 }

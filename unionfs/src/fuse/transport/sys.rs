@@ -1,5 +1,7 @@
-//! The unsafe part of the transports.
+//! The unsafe part of the transports: the device's ioctl, and the memory shared with an io_uring.
 #![allow(unsafe_code)]
+
+pub(super) mod ring;
 
 use std::ffi::c_uint;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};

@@ -1,0 +1,415 @@
+//! Requests over io_uring: a queue for each processor, served by a thread on that processor.
+//!
+//! The kernel gives a request to the queue of the caller's processor, so answering it wakes nobody elsewhere: the
+//! caller and the queue's thread take turns on one processor. What may take long is handed to workers, because no
+//! other thread takes over a queue's requests.
+//!
+//! From the answer to INIT until every possible processor's queue has an entry, the kernel lets all requests wait. So
+//! everything that may fail is done before: the threads make their rings, and only if all could is io_uring agreed on.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::EventfdFlags;
+use rustix::thread::CpuSet;
+
+use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
+use super::workers::Workers;
+use crate::error::{Errno, Error, Result};
+use crate::fuse::handler::{Handler, Outcome};
+use crate::fuse::wire::{self, Header, IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, reply};
+
+/// Entries of a queue: so many requests of one processor can be under way.
+const DEPTH: u32 = 8;
+
+/// Where the parts of an entry's header buffer are.
+const ARGUMENT_AT: usize = 128;
+const ARGUMENT_LEN: usize = 128;
+const COMMIT_ID_AT: usize = 264;
+const PAYLOAD_LEN_AT: usize = 272;
+
+/// The smallest payload buffer that the kernel accepts, and one that holds any answer but file data.
+const PAYLOAD_MIN: usize = 128 << 10;
+
+/// The longest answer to a request whose data is in the payload buffer.
+const SHORT_ANSWER: usize = 128;
+
+/// An answer that took longer shows that answers depend on a disk now.
+const SLOW: Duration = Duration::from_micros(500);
+
+/// For how many requests a slow answer has reads handed to workers.
+const CAREFUL: u32 = 64;
+
+/// The pause after a system call failed for want of something.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// What a queue's thread needs to start: the handler and the workers.
+type Start = (Arc<Handler>, Arc<Workers>);
+
+/// The threads of all queues, with their rings made.
+#[derive(Debug)]
+pub(super) struct Queues {
+    threads: Vec<(Sender<Start>, JoinHandle<()>)>,
+}
+
+impl Queues {
+    /// Makes a ring for each possible processor, in the thread that will serve it.
+    ///
+    /// # Errors
+    ///
+    /// One of them could not be made; then there is none.
+    pub(super) fn prepare(device: &Arc<OwnedFd>, max_write: u32) -> Result<Self> {
+        let payload_len = usize::try_from(max_write).unwrap_or(usize::MAX).clamp(PAYLOAD_MIN, 1 << 30);
+        let (report, reports) = channel();
+        let mut threads = Vec::new();
+        let count = possible_processors()?;
+        for queue in 0..count {
+            let (start, started) = channel();
+            let (device, report) = (Arc::clone(device), report.clone());
+            let life = move || queue_thread(&device, queue, payload_len, &report, &started);
+            let thread = std::thread::Builder::new().name(format!("fuse-{queue}")).spawn(life)?;
+            threads.push((start, thread));
+        }
+        drop(report);
+        let queues = Self { threads };
+        // Each thread reports once, or is gone, which ends the reports early.
+        let mut made = 0;
+        for result in reports {
+            match result {
+                Ok(()) => made += 1,
+                Err(errno) => {
+                    queues.cancel();
+                    return Err(Error::new(errno).during("set up", "io_uring"));
+                }
+            }
+            if made == count {
+                return Ok(queues);
+            }
+        }
+        queues.cancel();
+        Err(Error::new(Errno::IO).during("set up", "io_uring"))
+    }
+
+    /// Lets the queues serve: to be called at once when io_uring was agreed on.
+    pub(super) fn start(&self, handler: &Arc<Handler>, workers: &Arc<Workers>) {
+        for (start, _) in &self.threads {
+            if start.send((Arc::clone(handler), Arc::clone(workers))).is_err() {
+                tracing::error!("a queue's thread is gone");
+            }
+        }
+    }
+
+    /// Ends the threads of queues that were never started.
+    pub(super) fn cancel(self) {
+        let (starts, threads): (Vec<_>, Vec<_>) = self.threads.into_iter().unzip();
+        drop(starts);
+        join(threads);
+    }
+
+    /// Waits until the connection has ended for all queues.
+    pub(super) fn join(self) {
+        join(self.threads.into_iter().map(|(_, thread)| thread).collect());
+    }
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a queue's thread broke");
+        }
+    }
+}
+
+/// Returns how many processors can ever be there: the kernel has a queue for each.
+fn possible_processors() -> Result<u16> {
+    const LIST: &str = "/sys/devices/system/cpu/possible";
+    let text = std::fs::read_to_string(LIST).map_err(|error| Error::from(error).during("read", LIST))?;
+    count_processors(&text).ok_or_else(|| Error::new(Errno::INVAL).during("understand", LIST))
+}
+
+/// Counts the processors of a list like `0-3,8`.
+fn count_processors(list: &str) -> Option<u16> {
+    let mut count = 0_u16;
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    (count > 0).then_some(count)
+}
+
+/// The life of a queue's thread.
+fn queue_thread(
+    device: &OwnedFd,
+    queue: u16,
+    payload_len: usize,
+    report: &Sender<std::result::Result<(), Errno>>,
+    started: &Receiver<Start>,
+) {
+    pin(queue);
+    let made = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).and_then(|waker| {
+        let ring = Ring::new(device.as_fd(), waker.as_fd(), queue, DEPTH, payload_len)?;
+        Ok((ring, waker))
+    });
+    let (ring, waker) = match made {
+        Ok(made) => made,
+        Err(errno) => return tell(report, Err(errno)),
+    };
+    tell(report, Ok(()));
+    let Ok((handler, workers)) = started.recv() else { return };
+    let outbox = Arc::new(Outbox { finished: Mutex::default(), waker });
+    let mut queue = Queue { ring, outbox, handler, workers, scratch: Vec::new(), pending: 0, careful: 0 };
+    queue.serve();
+}
+
+fn tell(report: &Sender<std::result::Result<(), Errno>>, result: std::result::Result<(), Errno>) {
+    if report.send(result).is_err() {
+        tracing::debug!("nobody waits for the queues any more");
+    }
+}
+
+/// Keeps this thread on the queue's processor. A processor that is not there, or not allowed, has no callers that
+/// would wait for the queue, so any other will do.
+fn pin(processor: u16) {
+    let mut set = CpuSet::new();
+    let processor = usize::from(processor);
+    if processor >= CpuSet::MAX_CPU {
+        return;
+    }
+    set.set(processor);
+    if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
+        tracing::debug!("the thread of queue {processor} is not bound to its processor: {errno}");
+    }
+}
+
+/// Where workers put finished answers.
+#[derive(Debug)]
+struct Outbox {
+    finished: Mutex<Vec<(Entry, u64)>>,
+    waker: OwnedFd,
+}
+
+impl Outbox {
+    fn put(&self, entry: Entry, commit_id: u64) {
+        self.finished.lock().push((entry, commit_id));
+        if let Err(errno) = rustix::io::write(&self.waker, &1_u64.to_ne_bytes()) {
+            // EAGAIN: the counter is full, so the thread is woken anyway.
+            tracing::debug!("cannot wake a queue's thread: {errno}");
+        }
+    }
+
+    fn take(&self) -> Vec<(Entry, u64)> {
+        let mut count = [0; 8];
+        // EAGAIN: already read.
+        if let Err(errno) = rustix::io::read(&self.waker, &mut count) {
+            tracing::trace!("nothing to read from a waker: {errno}");
+        }
+        std::mem::take(&mut *self.finished.lock())
+    }
+}
+
+/// One processor's queue.
+struct Queue {
+    ring: Ring,
+    outbox: Arc<Outbox>,
+    handler: Arc<Handler>,
+    workers: Arc<Workers>,
+    /// Names of the request that is being answered.
+    scratch: Vec<u8>,
+    /// Entries that workers have.
+    pending: u32,
+    /// Requests for which reads are handed to workers.
+    careful: u32,
+}
+
+impl Queue {
+    /// Serves until no entry is left: the connection has ended, or the kernel has refused io_uring.
+    fn serve(&mut self) {
+        for index in 0..DEPTH {
+            let registered = self.ring.register(index);
+            self.note(registered);
+        }
+        let watched = self.ring.watch_waker();
+        self.note(watched);
+        while self.ring.armed() > 0 || self.pending > 0 {
+            match self.ring.submit_and_wait() {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(errno) => {
+                    self.note(Err(errno));
+                    std::thread::sleep(PAUSE);
+                }
+            }
+            while let Some(event) = self.ring.next() {
+                self.take(event);
+            }
+        }
+    }
+
+    /// Logs what must not happen: the rings are as large as all that is ever put into them.
+    fn note(&self, result: std::result::Result<(), Errno>) {
+        if let Err(errno) = result {
+            tracing::error!("a queue of io_uring fails: {errno}");
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Request(entry) => self.request(entry),
+            Event::Woken => {
+                let watched = self.ring.watch_waker();
+                self.note(watched);
+                for (entry, commit_id) in self.outbox.take() {
+                    self.pending = self.pending.saturating_sub(1);
+                    self.commit(entry, commit_id);
+                }
+            }
+            Event::Lost(Errno::NOTCONN | Errno::NODEV | Errno::CANCELED) => {}
+            Event::Lost(errno) => tracing::warn!("the kernel gave an io_uring entry up: {errno}"),
+        }
+    }
+
+    fn request(&mut self, mut entry: Entry) {
+        let commit_id = commit_id(&mut entry);
+        // One entry stays with the kernel, or the callers on this processor would wait for the workers.
+        if self.pending + 1 < DEPTH && takes_long(&self.handler, &mut entry, self.careful > 0) {
+            self.pending += 1;
+            let (handler, outbox) = (Arc::clone(&self.handler), Arc::clone(&self.outbox));
+            self.workers.submit(move || {
+                answer(&handler, &mut entry, &mut Vec::new());
+                outbox.put(entry, commit_id);
+            });
+        } else {
+            let start = Instant::now();
+            answer(&self.handler, &mut entry, &mut self.scratch);
+            self.careful = if start.elapsed() > SLOW { CAREFUL } else { self.careful.saturating_sub(1) };
+            self.commit(entry, commit_id);
+        }
+    }
+
+    fn commit(&mut self, entry: Entry, commit_id: u64) {
+        let committed = self.ring.commit(entry, commit_id);
+        self.note(committed);
+    }
+}
+
+/// Returns the number by which the kernel knows the request in `entry`.
+fn commit_id(entry: &mut Entry) -> u64 {
+    let (head, _) = entry.parts();
+    number(head, COMMIT_ID_AT).map_or(0, u64::from_ne_bytes)
+}
+
+fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+/// A request as an entry holds it, with what its answer will overwrite copied out.
+struct Arrived {
+    header: Header,
+    argument: [u8; ARGUMENT_LEN],
+    /// Names and data, without extensions.
+    data_len: usize,
+}
+
+impl Arrived {
+    fn read(head: &[u8], payload_len: usize) -> std::result::Result<Self, Errno> {
+        let header = Header::parse(head.get(..IN_HEADER_LEN).unwrap_or_default()).map_err(|_| Errno::IO)?;
+        let argument = number(head, ARGUMENT_AT).ok_or(Errno::IO)?;
+        let sent = u32::from_ne_bytes(number(head, PAYLOAD_LEN_AT).ok_or(Errno::IO)?);
+        let sent = usize::try_from(sent).map_err(|_| Errno::IO)?;
+        let data_len = sent.checked_sub(header.extensions_len).ok_or(Errno::IO)?;
+        if sent > payload_len {
+            return Err(Errno::IO);
+        }
+        Ok(Self { header, argument, data_len })
+    }
+
+    /// Returns whether the payload holds data that is too large to be copied out first.
+    fn has_data(&self) -> bool {
+        matches!(
+            Opcode::from_number(self.header.opcode),
+            Some(Opcode::Write | Opcode::Setxattr | Opcode::Ioctl | Opcode::NotifyReply)
+        )
+    }
+}
+
+/// Returns whether the request in `entry` may take so long that the queue must not wait for it.
+fn takes_long(handler: &Handler, entry: &mut Entry, careful: bool) -> bool {
+    let ext = handler.config().setxattr_ext;
+    let (head, payload) = entry.parts();
+    let Ok(arrived) = Arrived::read(head, payload.len()) else { return false };
+    let data = payload.get(..arrived.data_len).unwrap_or_default();
+    match wire::parse_parts(&arrived.header, ext, &arrived.argument, data) {
+        Ok(request) => handler.may_take_long(&arrived.header, &request, careful),
+        Err(_) => false,
+    }
+}
+
+/// Answers the request in `entry`, in place.
+fn answer(handler: &Handler, entry: &mut Entry, scratch: &mut Vec<u8>) {
+    let (head, payload) = entry.parts();
+    let unique = number(head, 8).map_or(0, u64::from_ne_bytes);
+    let outcome = match Arrived::read(head, payload.len()) {
+        Ok(arrived) => dispatch(handler, &arrived, payload, scratch),
+        Err(errno) => Outcome::Error(errno),
+    };
+    let (error, len) = match outcome {
+        Outcome::Reply(len) => (0, len),
+        Outcome::Error(errno) => (errno.raw_os_error(), 0),
+        // The entry must be given back all the same.
+        Outcome::Silence => (0, 0),
+    };
+    let written = reply::out_header(head, unique, error, len);
+    debug_assert_eq!(written, Some(OUT_HEADER_LEN), "the buffer has {HEADER_LEN} bytes");
+    let len = u32::try_from(len).unwrap_or(0).to_ne_bytes();
+    if let Some(place) = head.get_mut(PAYLOAD_LEN_AT..PAYLOAD_LEN_AT + len.len()) {
+        place.copy_from_slice(&len);
+    }
+}
+
+fn dispatch(handler: &Handler, arrived: &Arrived, payload: &mut [u8], scratch: &mut Vec<u8>) -> Outcome {
+    let ext = handler.config().setxattr_ext;
+    let data = payload.get(..arrived.data_len).unwrap_or_default();
+    if arrived.has_data() {
+        let mut out = [0; SHORT_ANSWER];
+        let outcome = match wire::parse_parts(&arrived.header, ext, &arrived.argument, data) {
+            Ok(request) => handler.dispatch(&arrived.header, &request, &mut out),
+            Err(error) => Outcome::Error(error.errno()),
+        };
+        if let Outcome::Reply(len) = outcome
+            && let (Some(to), Some(from)) = (payload.get_mut(..len), out.get(..len))
+        {
+            to.copy_from_slice(from);
+        }
+        return outcome;
+    }
+    // Names are short; the answer goes where they are.
+    scratch.clear();
+    scratch.extend_from_slice(data);
+    match wire::parse_parts(&arrived.header, ext, &arrived.argument, scratch) {
+        Ok(request) => handler.dispatch(&arrived.header, &request, payload),
+        Err(error) => Outcome::Error(error.errno()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors_are_counted() {
+        for (list, want) in [
+            ("0\n", Some(1)),
+            ("0-1\n", Some(2)),
+            ("0-3,8-9,11", Some(7)),
+            ("", None),
+            ("3-1", None),
+            ("a-b", None),
+        ] {
+            assert_eq!(count_processors(list), want, "{list:?}");
+        }
+    }
+}
