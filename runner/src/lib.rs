@@ -1,1 +1,34 @@
-//! runner
+//! A small container runner on a userspace union filesystem.
+//!
+//! A container has a root made of read-only layers and one private upper directory; everything it changes lands
+//! there. See `process` for the processes and what they say to each other, `process::child` for the order of
+//! isolation.
+//!
+//! Order of files: each uses only files listed below it.
+//!
+//! - 7 `cli`
+//! - 6 `commands` (`run`, `ps`, `rm`, `diff`)
+//! - 5 `container`, `state`
+//! - 4 `process` (`parent`, `server`, `child`, `init`, `channel`, `stdio`)
+//! - 3 `diff`
+//! - 2 `account` (knows `idmap`), `idmap`, `mounts` (knows `cgroup::layout`), `cgroup`, `capabilities`, `seccomp`,
+//!   `network`
+//! - 1 `spec`, `root`, `subid`
+//! - 0 `error`, `sys`
+
+pub mod account;
+pub mod capabilities;
+pub mod cgroup;
+pub mod container;
+pub mod error;
+pub mod idmap;
+pub mod mounts;
+pub mod network;
+mod removal;
+pub mod root;
+pub mod seccomp;
+pub mod spec;
+pub mod state;
+pub mod subid;
+mod process;
+mod sys;
