@@ -19,7 +19,10 @@
 pub mod account;
 pub mod capabilities;
 pub mod cgroup;
+pub mod cli;
+pub mod commands;
 pub mod container;
+pub mod diff;
 pub mod error;
 pub mod idmap;
 pub mod mounts;

@@ -90,7 +90,7 @@ fn isolate(launch: &Launch, runner: &Channel, server: Channel) -> Result<Command
     let terminal = open_terminal(launch, runner, &mounted.devices, &account)?;
     mounts::pivot(&root)?;
     drop((root, mounted));
-    rustix::system::sethostname(launch.spec.hostname.as_bytes()).during("set the host name")?;
+    nix::unistd::sethostname(&launch.spec.hostname).during("set the host name")?;
     if launch.spec.network == Network::None {
         network::loopback_up()?;
     }

@@ -283,8 +283,11 @@ impl Running {
         loop {
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => {}
-                result => break result.during("wait for the container")?,
-            };
+                result => {
+                    result.during("wait for the container")?;
+                    break;
+                }
+            }
         }
         let mut results = fds.iter().map(PollFd::revents);
         let mut seen = wanted.iter().map(|slot| {
