@@ -32,8 +32,13 @@ const LARGEST: u64 = 4 << 20;
 /// A name without entry, or an id that the container does not have.
 pub fn load(root: &Root, user: &UserSpec, ids: &IdMap) -> Result<Account> {
     let passwd = root.read_regular(Path::new("/etc/passwd"), LARGEST).unwrap_or_default();
-    let named = matches!(user.group, Some(Id::Name(_))) || matches!(user.user, Some(Id::Name(_) | Id::Number(1..)));
-    let group = if named { root.read_regular(Path::new("/etc/group"), LARGEST).unwrap_or_default() } else { Vec::new() };
+    let named =
+        matches!(user.group, Some(Id::Name(_))) || matches!(user.user, Some(Id::Name(_) | Id::Number(1..)));
+    let group = if named {
+        root.read_regular(Path::new("/etc/group"), LARGEST).unwrap_or_default()
+    } else {
+        Vec::new()
+    };
     let account = find(user, &passwd, &group)?;
     let missing = |kind: &str, id: u32| {
         Error::usage(format!("--user: {kind} id {id} does not exist in this container")).hint(
@@ -59,9 +64,11 @@ pub fn find(user: &UserSpec, passwd: &[u8], group: &[u8]) -> Result<Account> {
     });
     let uid = match &wanted {
         Id::Number(number) => *number,
-        Id::Name(name) => entry.as_ref().and_then(|fields| fields.get(2).copied()).and_then(number_of).ok_or_else(|| {
-            Error::usage(format!("--user: the container has no user \"{}\"", name.escape_ascii()))
-        })?,
+        Id::Name(name) => {
+            entry.as_ref().and_then(|fields| fields.get(2).copied()).and_then(number_of).ok_or_else(|| {
+                Error::usage(format!("--user: the container has no user \"{}\"", name.escape_ascii()))
+            })?
+        }
     };
     let own_gid = entry.as_ref().and_then(|fields| fields.get(3).copied()).and_then(number_of).unwrap_or(0);
     let gid = match &user.group {
@@ -75,7 +82,8 @@ pub fn find(user: &UserSpec, passwd: &[u8], group: &[u8]) -> Result<Account> {
         groups.extend(memberships(group, name).filter(|number| *number != gid));
     }
     let home = entry.as_ref().and_then(|fields| fields.get(5)).filter(|home| home.starts_with(b"/"));
-    let home = home.map_or_else(|| PathBuf::from("/"), |home| PathBuf::from(OsString::from_vec(home.to_vec())));
+    let home =
+        home.map_or_else(|| PathBuf::from("/"), |home| PathBuf::from(OsString::from_vec(home.to_vec())));
     Ok(Account { uid, gid, groups, home })
 }
 
@@ -83,13 +91,17 @@ fn group_number(group: &[u8], name: &[u8]) -> Result<u32> {
     lines(group)
         .find(|fields| fields.first() == Some(&name))
         .and_then(|fields| fields.get(2).copied().and_then(number_of))
-        .ok_or_else(|| Error::usage(format!("--user: the container has no group \"{}\"", name.escape_ascii())))
+        .ok_or_else(|| {
+            Error::usage(format!("--user: the container has no group \"{}\"", name.escape_ascii()))
+        })
 }
 
 fn memberships<'a>(group: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = u32> + 'a {
     lines(group)
         .filter(move |fields| {
-            fields.get(3).is_some_and(|members| members.split(|byte| *byte == b',').any(|member| member == name))
+            fields
+                .get(3)
+                .is_some_and(|members| members.split(|byte| *byte == b',').any(|member| member == name))
         })
         .filter_map(|fields| fields.get(2).copied().and_then(number_of))
 }
@@ -103,7 +115,8 @@ mod tests {
     use super::*;
     use crate::spec::parse_user;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nann:x:1000:100:Ann:/home/ann:/bin/sh\nodd:x:x:1::rel:\n";
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\nann:x:1000:100:Ann:/home/ann:/bin/sh\nodd:x:x:1::rel:\n";
     const GROUP: &[u8] = b"root:x:0:\nusers:x:100:\naudio:x:29:bob,ann\nvideo:x:44:ann\n";
 
     fn found(user: &str) -> Account {

@@ -56,7 +56,8 @@ pub fn prepare(limits: &Limits, id: &str) -> Result<Cgroups> {
         return Ok(groups);
     }
     for limit in wanted {
-        let outcome = layout.as_ref().map_err(Clone::clone).and_then(|layout| groups.enforce(layout, &limit, id));
+        let outcome =
+            layout.as_ref().map_err(Clone::clone).and_then(|layout| groups.enforce(layout, &limit, id));
         match outcome {
             Ok(()) => {}
             Err(error) if limits.best_effort => {
@@ -93,7 +94,8 @@ impl Cgroups {
     /// Opens the v2 group, into which a process can be cloned directly.
     pub fn open_v2(&self) -> Option<OwnedFd> {
         let directory = self.directories.iter().find(|directory| directory.version == Version::V2)?;
-        rustix::fs::open(&directory.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+        rustix::fs::open(&directory.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .ok()
     }
 
     /// Moves a process into the groups that clone3 cannot reach.
@@ -144,7 +146,11 @@ impl Cgroups {
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // Two controllers may share one hierarchy, which then has our directory already.
-                if self.directories.iter().any(|directory| directory.path == path) { Ok(()) } else { Err(error) }
+                if self.directories.iter().any(|directory| directory.path == path) {
+                    Ok(())
+                } else {
+                    Err(error)
+                }
             }
             Err(error) => Err(error),
         }
@@ -196,7 +202,8 @@ fn v2_parent(home: &Home, controller: &str) -> Result<PathBuf> {
 
 fn enable(group: &Path, controller: &str) -> Result<()> {
     let has = |file: &str| {
-        fs::read_to_string(group.join(file)).is_ok_and(|text| text.split_ascii_whitespace().any(|word| word == controller))
+        fs::read_to_string(group.join(file))
+            .is_ok_and(|text| text.split_ascii_whitespace().any(|word| word == controller))
     };
     if has("cgroup.subtree_control") {
         return Ok(());
@@ -208,7 +215,9 @@ fn enable(group: &Path, controller: &str) -> Result<()> {
     let switch = || fs::write(group.join("cgroup.subtree_control"), &request);
     let result = match switch() {
         // A group with members cannot hand out controllers; if the only member is this process, it moves to a leaf.
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && we_are_alone(group) => move_aside(group).and_then(|()| switch()),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && we_are_alone(group) => {
+            move_aside(group).and_then(|()| switch())
+        }
         result => result,
     };
     result.during(format_args!("hand controller \"{controller}\" down in cgroup {}", shown(group)))

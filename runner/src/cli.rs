@@ -52,7 +52,7 @@ pub struct RunArgs {
     #[arg(short, long)]
     pub tty: bool,
     /// Host name [the short id]
-    #[arg(short = 'h', long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Set a variable; NAME alone copies the caller's
     #[arg(short, long, value_name = "NAME[=VALUE]")]
@@ -191,17 +191,25 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn start_log() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("RUNNER_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    crate::error::best_effort(subscriber.try_init().map_err(|error| error.to_string()), "a test has set one already");
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    crate::error::best_effort(
+        subscriber.try_init().map_err(|error| error.to_string()),
+        "a test has set one already",
+    );
 }
 
 fn default_store() -> Result<PathBuf, Error> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/runner"));
     }
-    let absolute = |name: &str| std::env::var_os(name).filter(|value| value.as_bytes().starts_with(b"/")).map(PathBuf::from);
+    let absolute = |name: &str| {
+        std::env::var_os(name).filter(|value| value.as_bytes().starts_with(b"/")).map(PathBuf::from)
+    };
     absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .map(|base| base.join("runner"))
-        .ok_or_else(|| Error::usage("neither XDG_DATA_HOME nor HOME is set").hint("choose a place with --store DIR"))
+        .ok_or_else(|| {
+            Error::usage("neither XDG_DATA_HOME nor HOME is set").hint("choose a place with --store DIR")
+        })
 }

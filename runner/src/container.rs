@@ -144,7 +144,8 @@ fn make_directories(place: &Place, spec: &ContainerSpec) -> Result<()> {
     // The root of the container has the mode of its topmost layer, like every merged directory.
     let Some(top) = spec.rootfs.first() else { return Err(Error::usage("--rootfs names no layer")) };
     let mode = fs::metadata(top).during(format_args!("look at the layer {}", shown(top)))?.mode();
-    fs::set_permissions(place.upper(), fs::Permissions::from_mode(mode & 0o7777)).during("set the mode of the root")
+    fs::set_permissions(place.upper(), fs::Permissions::from_mode(mode & 0o7777))
+        .during("set the mode of the root")
 }
 
 fn write_etc(place: &Place, spec: &ContainerSpec) -> Result<Vec<(&'static str, PathBuf)>> {
@@ -229,10 +230,14 @@ fn short(place: &Place) -> &str {
 fn kill(place: &Place, record: &Record) -> Result<OwnedFd> {
     let process = record.process.filter(Process::lives);
     if let Some(pid) = process.and_then(|process| rustix::process::Pid::from_raw(process.pid)) {
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).during("open the container's process")?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            .during("open the container's process")?;
         // Looked at again: the number may have been given to another process before it was opened.
         if process.is_some_and(|process| process.lives()) {
-            best_effort(rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL), "it has just ended");
+            best_effort(
+                rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL),
+                "it has just ended",
+            );
         }
     }
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;

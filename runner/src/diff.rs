@@ -132,7 +132,13 @@ fn report_hidden(upper: &Path, lowers: &Lowers<'_>, path: &Path, changes: &mut C
 }
 
 /// A directory of the lowers shows under a new name: what it holds, and the upper does not say otherwise, is added.
-fn report_moved(upper: &Path, lowers: &Lowers<'_>, path: &Path, origin: &Path, changes: &mut Changes) -> Result<()> {
+fn report_moved(
+    upper: &Path,
+    lowers: &Lowers<'_>,
+    path: &Path,
+    origin: &Path,
+    changes: &mut Changes,
+) -> Result<()> {
     let mut pending = vec![(path.to_owned(), origin.to_owned())];
     while let Some((path, origin)) = pending.pop() {
         for (name, kind) in lowers.list(&origin)? {
@@ -195,13 +201,18 @@ fn classify(directory: &Path, name: &[u8], stat: &Stat) -> Result<Option<Entry>>
         return Ok(Some(Entry::Whiteout(name)));
     }
     if kind.is_dir() {
-        return Ok(Some(Entry::Directory { name, opaque: is_opaque(&path)?, redirect: mark(&path, "redirect")? }));
+        return Ok(Some(Entry::Directory {
+            name,
+            opaque: is_opaque(&path)?,
+            redirect: mark(&path, "redirect")?,
+        }));
     }
     Ok(Some(Entry::Other(name)))
 }
 
 fn is_opaque(directory: &Path) -> Result<bool> {
-    Ok(mark(directory, "opaque")?.is_some_and(|value| value == b"y") || stat(&directory.join(".wh..wh..opq"))?.is_some())
+    Ok(mark(directory, "opaque")?.is_some_and(|value| value == b"y")
+        || stat(&directory.join(".wh..wh..opq"))?.is_some())
 }
 
 /// Reads one of the union's attributes, from the name space that is in use.

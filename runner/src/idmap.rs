@@ -98,7 +98,11 @@ impl Caller {
 /// Decides the ids of a container.
 pub fn plan(caller: &Caller) -> IdMap {
     if caller.uid == 0 {
-        return IdMap { kind: Kind::Identity, uids: identity(&caller.uid_map), gids: identity(&caller.gid_map) };
+        return IdMap {
+            kind: Kind::Identity,
+            uids: identity(&caller.uid_map),
+            gids: identity(&caller.gid_map),
+        };
     }
     let name = caller.name.as_deref();
     let uids = subid::parse(&caller.subuid, name, caller.uid);
@@ -193,8 +197,10 @@ fn contains(extents: &[Extent], id: u32) -> bool {
 }
 
 fn write_map(pid: i32, file: &str, extents: &[Extent]) -> Result<()> {
-    let text: String =
-        extents.iter().map(|extent| format!("{} {} {}\n", extent.inside, extent.outside, extent.count)).collect();
+    let text: String = extents
+        .iter()
+        .map(|extent| format!("{} {} {}\n", extent.inside, extent.outside, extent.count))
+        .collect();
     write_file(pid, file, &text)
 }
 
@@ -211,7 +217,8 @@ fn write_file(pid: i32, file: &str, text: &str) -> Result<()> {
 
 /// Adds the usual reason why a map is refused.
 fn explain_refusal(error: Error) -> Error {
-    let restricted = fs::read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").is_ok_and(|text| text.starts_with(b"1"));
+    let restricted = fs::read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+        .is_ok_and(|text| text.starts_with(b"1"));
     if restricted {
         error.hint(
             "kernel.apparmor_restrict_unprivileged_userns=1 forbids user namespaces to programs without an AppArmor \

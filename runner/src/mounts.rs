@@ -105,7 +105,8 @@ pub fn close(read_only: bool) -> Result<()> {
     hide::mask()?;
     hide::protect()?;
     if read_only {
-        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during("open the root")?;
+        let root =
+            rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during("open the root")?;
         set_attributes(&root, libc::MOUNT_ATTR_RDONLY, Reach::One).during("make the root read-only")?;
     }
     Ok(())
@@ -182,18 +183,24 @@ fn mount_cgroups(root: &Root, config: &Config, cover: bool) -> Result<()> {
     attach(&base, &target).during("attach a directory for cgroups")?;
     for home in &config.cgroups {
         let Some(name) = home.mount.file_name() else { continue };
-        rustix::fs::mkdirat(&base, name, Mode::from_raw_mode(0o755)).during("make a directory for a cgroup")?;
-        let place = rustix::fs::openat(&base, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-            .during("open a directory for a cgroup")?;
+        rustix::fs::mkdirat(&base, name, Mode::from_raw_mode(0o755))
+            .during("make a directory for a cgroup")?;
+        let place =
+            rustix::fs::openat(&base, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                .during("open a directory for a cgroup")?;
         let made = if home.is_unified() {
             new("cgroup2", &Options::default(), flags)
         } else {
-            new("cgroup", &home.controllers.iter().fold(Options::default(), |options, name| {
-                match name.strip_prefix("name=") {
-                    Some(name) => options.string("name", name).flag("none"),
-                    None => options.flag(name),
-                }
-            }), flags)
+            new(
+                "cgroup",
+                &home.controllers.iter().fold(Options::default(), |options, name| {
+                    match name.strip_prefix("name=") {
+                        Some(name) => options.string("name", name).flag("none"),
+                        None => options.flag(name),
+                    }
+                }),
+                flags,
+            )
         };
         attach(&made.during(format_args!("mount cgroup {}", shown(name)))?, &place)
             .during("attach a cgroup")?;
@@ -237,7 +244,8 @@ impl UserMount<'_> {
 fn mount_bind(root: &Root, config: &Bind) -> Result<()> {
     let source = bind(CWD, config.source.as_os_str(), Reach::Recursive)
         .during(format_args!("bind {}", shown(&config.source)))?;
-    let is_directory = tree::is_directory(&source).during(format_args!("look at {}", shown(&config.source)))?;
+    let is_directory =
+        tree::is_directory(&source).during(format_args!("look at {}", shown(&config.source)))?;
     let target =
         if is_directory { root.ensure_directory(&config.target)? } else { root.ensure_file(&config.target)? };
     check_target(root, &target, &config.target)?;
@@ -247,8 +255,11 @@ fn mount_bind(root: &Root, config: &Bind) -> Result<()> {
     }
     set_attributes(&source, attributes, Reach::Recursive)
         .during(format_args!("restrict the bind of {}", shown(&config.source)))?;
-    attach(&source, &target)
-        .during(format_args!("bind {} at {}", shown(&config.source), shown(&config.target)))
+    attach(&source, &target).during(format_args!(
+        "bind {} at {}",
+        shown(&config.source),
+        shown(&config.target)
+    ))
 }
 
 /// Refuses places that would take the container's root or its view of processes away.

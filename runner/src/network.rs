@@ -15,9 +15,7 @@ pub fn loopback_up() -> Result<()> {
 
 /// The text of `/etc/hosts` for a container.
 pub fn hosts(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-    )
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n")
 }
 
 /// The text of `/etc/resolv.conf` for a container: the host's, without name servers that only the host reaches.
@@ -33,7 +31,8 @@ pub fn resolv_conf(host: &[u8]) -> Vec<u8> {
 
 fn is_loopback_server(line: &[u8]) -> bool {
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    words.next() == Some(b"nameserver") && words.next().is_some_and(|word| word.starts_with(b"127.") || word == b"::1")
+    words.next() == Some(b"nameserver")
+        && words.next().is_some_and(|word| word.starts_with(b"127.") || word == b"::1")
 }
 
 #[cfg(test)]

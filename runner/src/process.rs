@@ -36,9 +36,9 @@ use unionfs::MountOptions;
 
 use crate::capabilities::Capabilities;
 use crate::idmap::IdMap;
+use crate::mounts;
 use crate::seccomp::Filter;
 use crate::spec::ContainerSpec;
-use crate::mounts;
 
 /// Everything that the processes need, decided before the first of them exists.
 #[derive(Debug)]

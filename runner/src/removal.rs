@@ -133,7 +133,7 @@ mod tests {
         fs::write(kept.join("file"), "x").unwrap();
         symlink(&kept, tree.join("a/link")).unwrap();
         fs::write(tree.join("a/b/f"), "x").unwrap();
-        fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0o0)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
         assert!(kept.join("file").exists());

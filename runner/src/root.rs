@@ -26,7 +26,8 @@ impl Root {
     /// Opens a directory as root.
     pub fn open_at(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).during(format_args!("open the root {}", shown(path)))?;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .during(format_args!("open the root {}", shown(path)))?;
         Ok(Self { fd })
     }
 
@@ -60,7 +61,8 @@ impl Root {
         let open = || open_beside(&self.fd, OsStr::new(name), OFlags::PATH | OFlags::DIRECTORY);
         match open() {
             Err(Errno::NOENT) => {
-                rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)).during(format_args!("make /{name}"))?;
+                rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755))
+                    .during(format_args!("make /{name}"))?;
                 open().during(format_args!("open /{name}"))
             }
             Err(Errno::NOTDIR | Errno::LOOP) => {
@@ -107,9 +109,11 @@ impl Root {
         for _ in 0..LINKS {
             match self.open(&path, OFlags::PATH) {
                 Err(Errno::NOENT) => {}
-                result => return result.during(format_args!("open {} in the container", shown(&path))).and_then(|fd| {
-                    no_directory(fd, &path)
-                }),
+                result => {
+                    return result
+                        .during(format_args!("open {} in the container", shown(&path)))
+                        .and_then(|fd| no_directory(fd, &path));
+                }
             }
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { break };
             let directory = self.ensure_directory(parent)?;

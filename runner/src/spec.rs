@@ -124,8 +124,11 @@ const TMPFS_MODE: u32 = 0o1777;
 
 /// Parses `TOP:...:BASE`.
 pub fn parse_rootfs(text: &OsStr) -> Result<Vec<PathBuf>> {
-    let layers: Vec<PathBuf> =
-        text.as_bytes().split(|byte| *byte == b':').map(|layer| PathBuf::from(OsStr::from_bytes(layer))).collect();
+    let layers: Vec<PathBuf> = text
+        .as_bytes()
+        .split(|byte| *byte == b':')
+        .map(|layer| PathBuf::from(OsStr::from_bytes(layer)))
+        .collect();
     if layers.iter().any(|layer| layer.as_os_str().is_empty()) {
         return Err(Error::usage(format!("--rootfs {} has an empty layer", shown(text)))
             .hint("give one directory, or several as TOP:...:BASE"));
@@ -136,7 +139,8 @@ pub fn parse_rootfs(text: &OsStr) -> Result<Vec<PathBuf>> {
 /// Parses `SRC:DST[:ro|rw]`.
 pub fn parse_bind(text: &OsStr) -> Result<Bind> {
     let bad = |why: &str| {
-        Error::usage(format!("--volume {}: {why}", shown(text))).hint("the form is SRC:DST[:ro], both absolute paths")
+        Error::usage(format!("--volume {}: {why}", shown(text)))
+            .hint("the form is SRC:DST[:ro], both absolute paths")
     };
     let fields: Vec<&[u8]> = text.as_bytes().split(|byte| *byte == b':').collect();
     let (source, target, options) = match fields.as_slice() {
@@ -162,8 +166,9 @@ pub fn parse_bind(text: &OsStr) -> Result<Bind> {
 
 /// Parses `PATH[:size=N,mode=M]`.
 pub fn parse_tmpfs(text: &OsStr) -> Result<Tmpfs> {
-    let bad =
-        |why: &str| Error::usage(format!("--tmpfs {}: {why}", shown(text))).hint("the form is PATH[:size=64m,mode=1777]");
+    let bad = |why: &str| {
+        Error::usage(format!("--tmpfs {}: {why}", shown(text))).hint("the form is PATH[:size=64m,mode=1777]")
+    };
     let bytes = text.as_bytes();
     let (path, options) = match bytes.iter().position(|byte| *byte == b':') {
         Some(colon) => bytes.split_at(colon),
@@ -179,7 +184,10 @@ pub fn parse_tmpfs(text: &OsStr) -> Result<Tmpfs> {
         match option.split_once('=') {
             Some(("size", size)) => tmpfs.size = Some(parse_size(size)?),
             Some(("mode", mode)) => {
-                tmpfs.mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| bad("bad mode"))?;
+                tmpfs.mode = u32::from_str_radix(mode, 8)
+                    .ok()
+                    .filter(|mode| *mode <= 0o7777)
+                    .ok_or_else(|| bad("bad mode"))?;
             }
             _ => return Err(bad("unknown option")),
         }
@@ -189,7 +197,8 @@ pub fn parse_tmpfs(text: &OsStr) -> Result<Tmpfs> {
 
 /// Parses a number of bytes with `b`, `k`, `m` or `g`, in powers of 1024.
 pub fn parse_size(text: &str) -> Result<u64> {
-    let bad = || Error::usage(format!("\"{}\" is no size", text.escape_debug())).hint("examples: 64m, 1g, 4096");
+    let bad =
+        || Error::usage(format!("\"{}\" is no size", text.escape_debug())).hint("examples: 64m, 1g, 4096");
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches('b').trim_end_matches(['k', 'm', 'g']);
     let shift = match lower.strip_prefix(digits).ok_or_else(bad)? {
@@ -222,7 +231,11 @@ pub fn parse_cpus(text: &str) -> Result<u64> {
     };
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if (whole.is_empty() && fraction.is_empty()) || !all_digits(whole) || !all_digits(fraction) || fraction.len() > 3 {
+    if (whole.is_empty() && fraction.is_empty())
+        || !all_digits(whole)
+        || !all_digits(fraction)
+        || fraction.len() > 3
+    {
         return Err(bad());
     }
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
@@ -249,7 +262,10 @@ pub fn parse_user(text: &OsStr) -> Result<UserSpec> {
         }
         if bytes.iter().all(u8::is_ascii_digit) {
             // The last number means "no id" to the kernel.
-            return number_of(bytes).filter(|number| *number != u32::MAX).map(|number| Some(Id::Number(number))).ok_or_else(bad);
+            return number_of(bytes)
+                .filter(|number| *number != u32::MAX)
+                .map(|number| Some(Id::Number(number)))
+                .ok_or_else(bad);
         }
         Ok(Some(Id::Name(bytes.to_vec())))
     };
@@ -266,7 +282,9 @@ pub fn parse_user(text: &OsStr) -> Result<UserSpec> {
 pub fn parse_hostname(text: &str) -> Result<String> {
     let valid = !text.is_empty()
         && text.len() <= 64
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' || byte == b'_')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' || byte == b'_')
         && !text.starts_with('-');
     if valid {
         Ok(text.to_owned())

@@ -140,13 +140,16 @@ pub fn now() -> u64 {
 
 /// The identity of this boot.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// A new id: 64 hexadecimal digits.
 pub fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 32];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).during("get random bytes")?;
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .during("get random bytes")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -172,7 +175,11 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self> {
         let cannot = |error: Error| error.hint("choose another place with --store DIR");
         let make = |path: &Path| {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(path).during(format_args!("make the store {}", shown(path)))
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .during(format_args!("make the store {}", shown(path)))
         };
         if fs::symlink_metadata(path.join("names")).is_err() {
             make(&path.join("containers")).and_then(|()| make(&path.join("names"))).map_err(cannot)?;
@@ -205,7 +212,10 @@ impl Store {
     /// The name is taken.
     pub fn create(&self, id: &str, name: &str) -> Result<(Place, OwnedFd)> {
         let place = self.place(id);
-        fs::DirBuilder::new().mode(0o700).create(&place.path).during(format_args!("make {}", shown(&place.path)))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&place.path)
+            .during(format_args!("make {}", shown(&place.path)))?;
         let lock = place.lock()?.ok_or_else(|| Error::setup("another process took the new container"))?;
         if let Err(error) = self.take_name(id, name) {
             best_effort(fs::remove_dir(&place.path), "the next start of this store ignores it");
@@ -222,8 +232,11 @@ impl Store {
         }
         let owner = fs::read_link(&link).during(format_args!("read {}", shown(&link)))?;
         if self.path.join("containers").join(&owner).exists() {
-            return Err(Error::new(Class::InUse, format!("the name \"{name}\" is taken by container {}", owner.display()))
-                .hint(format!("remove it first with `runner rm {name}`")));
+            return Err(Error::new(
+                Class::InUse,
+                format!("the name \"{name}\" is taken by container {}", owner.display()),
+            )
+            .hint(format!("remove it first with `runner rm {name}`")));
         }
         // Its container is gone: somebody was killed between the two.
         fs::remove_file(&link).during(format_args!("free the name {}", shown(name)))?;
@@ -245,7 +258,8 @@ impl Store {
 
     /// Finds a container by name, id or a prefix of its id that no other has.
     pub fn find(&self, word: &str) -> Result<Place> {
-        let missing = || Error::new(Class::NoSuchContainer, format!("no such container: {}", word.escape_debug()));
+        let missing =
+            || Error::new(Class::NoSuchContainer, format!("no such container: {}", word.escape_debug()));
         if word.is_empty() || word.contains('/') || word.starts_with('.') {
             return Err(missing());
         }
@@ -266,7 +280,10 @@ impl Store {
     /// Frees a name.
     pub fn free_name(&self, name: &str) {
         let link = self.path.join("names").join(name);
-        best_effort(fs::remove_file(link), "a name without container is taken over by the next that wants it");
+        best_effort(
+            fs::remove_file(link),
+            "a name without container is taken over by the next that wants it",
+        );
     }
 }
 
@@ -299,7 +316,8 @@ impl Place {
     /// Takes the lock; none when somebody has it.
     pub fn lock(&self) -> Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&self.path, flags, Mode::empty()).during(format_args!("open {}", shown(&self.path)))?;
+        let fd = rustix::fs::open(&self.path, flags, Mode::empty())
+            .during(format_args!("open {}", shown(&self.path)))?;
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(fd)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

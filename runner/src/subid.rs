@@ -20,7 +20,8 @@ pub fn parse(text: &[u8], name: Option<&[u8]>, uid: u32) -> Vec<Range> {
             let (owner, start, count) = (fields.next()?, fields.next()?, fields.next()?);
             let ours = name == Some(owner) || owner == number.as_bytes();
             let range = Range { start: number_of(start)?, count: number_of(count)? };
-            let valid = fields.next().is_none() && range.count > 0 && range.start.checked_add(range.count).is_some();
+            let valid =
+                fields.next().is_none() && range.count > 0 && range.start.checked_add(range.count).is_some();
             (ours && valid).then_some(range)
         })
         .collect()
@@ -55,9 +56,14 @@ mod tests {
 
     #[test]
     fn numbers_are_strict() {
-        for (text, want) in
-            [("0", Some(0)), ("4294967295", Some(u32::MAX)), ("4294967296", None), ("+1", None), ("1x", None), ("", None)]
-        {
+        for (text, want) in [
+            ("0", Some(0)),
+            ("4294967295", Some(u32::MAX)),
+            ("4294967296", None),
+            ("+1", None),
+            ("1x", None),
+            ("", None),
+        ] {
             assert_eq!(number_of(text.as_bytes()), want, "{text}");
         }
     }

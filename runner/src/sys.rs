@@ -30,7 +30,9 @@ pub(crate) fn fork() -> io::Result<Forked> {
     let pid = unsafe { libc::fork() };
     match pid {
         0 => Ok(Forked::Child),
-        pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Forked::Parent).ok_or_else(io::Error::last_os_error),
+        pid => {
+            Pid::from_raw(pid).filter(|_| pid > 0).map(Forked::Parent).ok_or_else(io::Error::last_os_error)
+        }
     }
 }
 
@@ -53,8 +55,7 @@ pub(crate) fn run_and_exit(body: impl FnOnce() -> std::result::Result<Infallible
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     // JUSTIFICATION: rustix and nix have no close_range.
     // SAFETY: only a flag of descriptors is changed, none is closed.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -58,7 +58,8 @@ impl Layout {
 
     /// Builds the table from the two texts; the controllers of v2 are left empty.
     pub fn parse(mountinfo: &[u8], own: &[u8]) -> Self {
-        let memberships: Vec<Membership<'_>> = own.split(|byte| *byte == b'\n').filter_map(Membership::parse).collect();
+        let memberships: Vec<Membership<'_>> =
+            own.split(|byte| *byte == b'\n').filter_map(Membership::parse).collect();
         let homes = mountinfo
             .split(|byte| *byte == b'\n')
             .filter_map(Mount::parse)
@@ -94,7 +95,8 @@ impl<'a> Membership<'a> {
     fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.splitn(3, |byte| *byte == b':');
         fields.next()?;
-        let controllers = fields.next()?.split(|byte| *byte == b',').filter(|name| !name.is_empty()).collect();
+        let controllers =
+            fields.next()?.split(|byte| *byte == b',').filter(|name| !name.is_empty()).collect();
         Some(Self { controllers, path: fields.next()? })
     }
 }
@@ -181,7 +183,10 @@ mod tests {
     fn a_hybrid_host_has_each_controller_where_it_lives() {
         let layout = Layout::parse(HYBRID_MOUNTS, HYBRID_OWN);
         let memory = layout.find("memory").unwrap();
-        assert_eq!((memory.own.as_path(), memory.version), (Path::new("/sys/fs/cgroup/memory/a/b"), Version::V1));
+        assert_eq!(
+            (memory.own.as_path(), memory.version),
+            (Path::new("/sys/fs/cgroup/memory/a/b"), Version::V1)
+        );
         assert_eq!(layout.find("cpu").unwrap().own, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert!(layout.find("pids").is_none());
         assert_eq!(layout.unified().unwrap().own, Path::new("/sys/fs/cgroup/unified/u"));
@@ -189,16 +194,23 @@ mod tests {
 
     #[test]
     fn a_pure_v2_host_has_one_home() {
-        let layout = Layout::parse(b"30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n", b"0::/user.slice/s\n");
+        let layout = Layout::parse(
+            b"30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n",
+            b"0::/user.slice/s\n",
+        );
         assert_eq!(layout.homes().len(), 1);
         assert_eq!(layout.unified().unwrap().own, Path::new("/sys/fs/cgroup/user.slice/s"));
     }
 
     #[test]
     fn a_container_sees_its_own_part_of_the_hierarchy() {
-        let layout = Layout::parse(b"30 23 0:26 /docker/c1 /sys/fs/cgroup\\040x rw - cgroup cgroup rw,pids\n", b"3:pids:/docker/c1/in\n");
+        let layout = Layout::parse(
+            b"30 23 0:26 /docker/c1 /sys/fs/cgroup\\040x rw - cgroup cgroup rw,pids\n",
+            b"3:pids:/docker/c1/in\n",
+        );
         assert_eq!(layout.find("pids").unwrap().own, Path::new("/sys/fs/cgroup x/in"));
-        let outside = Layout::parse(b"30 23 0:26 /docker/c1 /cg rw - cgroup cgroup rw,pids\n", b"3:pids:/../other\n");
+        let outside =
+            Layout::parse(b"30 23 0:26 /docker/c1 /cg rw - cgroup cgroup rw,pids\n", b"3:pids:/../other\n");
         assert_eq!(outside.find("pids").unwrap().own, Path::new("/cg"));
     }
 }

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::MaxValue;
 
 use super::layout::Version;
 use crate::error::{During, Error, Result};
@@ -109,7 +109,9 @@ fn quota(group: &Path, version: Version, quota: u64) -> Result<()> {
     must_exist(group, file)?;
     let controller = CpuController::new(group.to_owned(), group.to_owned(), version == Version::V2);
     let amount = i64::try_from(quota).map_err(|_| Error::usage("the number of processors is too large"))?;
-    controller.set_cfs_quota_and_period(Some(amount), Some(CPU_PERIOD)).map_err(|error| failed(file, &error))?;
+    controller
+        .set_cfs_quota_and_period(Some(amount), Some(CPU_PERIOD))
+        .map_err(|error| failed(file, &error))?;
     let got = read_number(group, file)?;
     if got == quota { Ok(()) } else { Err(differs(file, quota, got)) }
 }
@@ -190,7 +192,8 @@ mod tests {
             fs::write(group.path().join(file), "max").unwrap();
         }
         fs::write(group.path().join("cpu.max"), "max 100000").unwrap();
-        for limit in [Limit::Memory(64 << 20), Limit::CpuMilli(500), Limit::CpuShares(1024), Limit::Pids(20)] {
+        for limit in [Limit::Memory(64 << 20), Limit::CpuMilli(500), Limit::CpuShares(1024), Limit::Pids(20)]
+        {
             limit.apply(group.path(), Version::V2).unwrap();
         }
         for (file, want) in [

@@ -36,10 +36,15 @@ pub fn main(store: &Path, args: &PsArgs) -> Result<u8> {
 fn print(rows: &[(Record, Status)], args: &PsArgs) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if !args.quiet {
-        writeln!(out, "{:<12}  {:<16}  {:<COMMAND_WIDTH$}  {:<14}  {:<16}  NAME", "ID", "ROOTFS", "COMMAND", "CREATED", "STATUS")?;
+        writeln!(
+            out,
+            "{:<12}  {:<16}  {:<COMMAND_WIDTH$}  {:<14}  {:<16}  NAME",
+            "ID", "ROOTFS", "COMMAND", "CREATED", "STATUS"
+        )?;
     }
     for (record, status) in rows {
-        let id = if args.no_trunc { record.id.as_str() } else { record.id.get(..SHORT_ID).unwrap_or(&record.id) };
+        let id =
+            if args.no_trunc { record.id.as_str() } else { record.id.get(..SHORT_ID).unwrap_or(&record.id) };
         if args.quiet {
             writeln!(out, "{id}")?;
             continue;
@@ -49,7 +54,11 @@ fn print(rows: &[(Record, Status)], args: &PsArgs) -> std::io::Result<()> {
         let command = cut(&join(&record.command, " "), width);
         let created = ago(record.created);
         let status = show(*status);
-        writeln!(out, "{id:<12}  {rootfs:<16}  {command:<COMMAND_WIDTH$}  {created:<14}  {status:<16}  {}", record.name)?;
+        writeln!(
+            out,
+            "{id:<12}  {rootfs:<16}  {command:<COMMAND_WIDTH$}  {created:<14}  {status:<16}  {}",
+            record.name
+        )?;
     }
     Ok(())
 }

@@ -25,14 +25,21 @@ pub fn main(store: &Path, args: &RunArgs, variable: &dyn Fn(&OsStr) -> Option<Os
     container::run(&store, Request { spec, id, name, capabilities }, &mut super::warn)
 }
 
-fn spec_of(args: &RunArgs, short: &str, variable: &dyn Fn(&OsStr) -> Option<OsString>) -> Result<ContainerSpec> {
+fn spec_of(
+    args: &RunArgs,
+    short: &str,
+    variable: &dyn Fn(&OsStr) -> Option<OsString>,
+) -> Result<ContainerSpec> {
     let hostname = args.hostname.as_deref().map_or_else(|| Ok(short.to_owned()), spec::parse_hostname)?;
     let cwd = args.workdir.clone().unwrap_or_else(|| PathBuf::from("/"));
     if !cwd.is_absolute() {
         return Err(Error::usage(format!("--workdir {} is not absolute", shown(&cwd))));
     }
     Ok(ContainerSpec {
-        rootfs: spec::parse_rootfs(&args.rootfs)?.iter().map(|layer| layer_of(layer)).collect::<Result<_>>()?,
+        rootfs: spec::parse_rootfs(&args.rootfs)?
+            .iter()
+            .map(|layer| layer_of(layer))
+            .collect::<Result<_>>()?,
         command: args.command.clone(),
         env: spec::environment(&hostname, args.tty, &variables(&args.env, variable)?),
         cwd,
@@ -55,12 +62,17 @@ fn spec_of(args: &RunArgs, short: &str, variable: &dyn Fn(&OsStr) -> Option<OsSt
 
 fn layer_of(layer: &Path) -> Result<PathBuf> {
     let path = layer.canonicalize().during(format_args!("use {} as --rootfs", shown(layer)))?;
-    if path.is_dir() { Ok(path) } else { Err(Error::usage(format!("--rootfs {} is not a directory", shown(layer)))) }
+    if path.is_dir() {
+        Ok(path)
+    } else {
+        Err(Error::usage(format!("--rootfs {} is not a directory", shown(layer))))
+    }
 }
 
 fn bind_of(text: &OsStr) -> Result<Bind> {
     let bind = spec::parse_bind(text)?;
-    let source = bind.source.canonicalize().during(format_args!("use {} as --volume", shown(&bind.source)))?;
+    let source =
+        bind.source.canonicalize().during(format_args!("use {} as --volume", shown(&bind.source)))?;
     Ok(Bind { source, ..bind })
 }
 

@@ -49,15 +49,20 @@ impl Layers {
     }
 
     fn changes(&self, lowers: usize) -> Vec<String> {
-        let lowers: Vec<PathBuf> = (0..lowers).map(|index| self.directory.path().join(format!("l{index}"))).collect();
+        let lowers: Vec<PathBuf> =
+            (0..lowers).map(|index| self.directory.path().join(format!("l{index}"))).collect();
         shown_changes(&self.upper(""), &lowers)
     }
 }
 
 #[test]
 fn added_changed_and_deleted_are_told_apart() {
-    let layers = Layers::new(&[&["etc/motd", "etc/gone", "usr/x"]], &["etc/motd", "etc/new", "etc/.wh.gone", "opt/a"]);
-    assert_eq!(layers.changes(1), ["C /etc", "D /etc/gone", "C /etc/motd", "A /etc/new", "A /opt", "A /opt/a"]);
+    let layers =
+        Layers::new(&[&["etc/motd", "etc/gone", "usr/x"]], &["etc/motd", "etc/new", "etc/.wh.gone", "opt/a"]);
+    assert_eq!(
+        layers.changes(1),
+        ["C /etc", "D /etc/gone", "C /etc/motd", "A /etc/new", "A /opt", "A /opt/a"]
+    );
 }
 
 #[test]
@@ -81,7 +86,12 @@ fn a_file_in_place_of_a_directory_deletes_its_content() {
 #[test]
 fn a_renamed_directory_is_deleted_and_added() {
     let layers = Layers::new(&[&["old/a", "old/sub/b"]], &["new/c", "new/.wh.a", ".wh.old"]);
-    match rustix::fs::setxattr(layers.upper("new"), "user.overlay.redirect", b"old", rustix::fs::XattrFlags::empty()) {
+    match rustix::fs::setxattr(
+        layers.upper("new"),
+        "user.overlay.redirect",
+        b"old",
+        rustix::fs::XattrFlags::empty(),
+    ) {
         Ok(()) => {}
         Err(error) => {
             eprintln!("SKIP a_renamed_directory_is_deleted_and_added: no user xattrs here: {error}");

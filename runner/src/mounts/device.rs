@@ -51,7 +51,8 @@ impl Devices {
         for (name, link) in LINKS {
             rustix::fs::symlinkat(link, &dev, name).during(format_args!("make link /dev/{name}"))?;
         }
-        let mut options = Options::default().string("mode", "0620").string("ptmxmode", "0666").flag("newinstance");
+        let mut options =
+            Options::default().string("mode", "0620").string("ptmxmode", "0666").flag("newinstance");
         if let Some(gid) = tty_gid {
             options = options.string("gid", &gid.to_string());
         }
@@ -76,7 +77,13 @@ impl Devices {
     }
 }
 
-fn mount_in(dev: &OwnedFd, name: &str, kind: &str, options: &Options, attributes: MountAttrFlags) -> Result<OwnedFd> {
+fn mount_in(
+    dev: &OwnedFd,
+    name: &str,
+    kind: &str,
+    options: &Options,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd> {
     rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755)).during(format_args!("make /dev/{name}"))?;
     let place = open_beside(dev, OsStr::new(name), OFlags::PATH | OFlags::DIRECTORY)
         .during(format_args!("open /dev/{name}"))?;
@@ -94,7 +101,9 @@ fn bind_node(dev: &OwnedFd, name: &str, number: u64) -> Result<()> {
     };
     let stat = rustix::fs::fstat(&node).during(format_args!("look at {path} of the host"))?;
     if !FileType::from_raw_mode(stat.st_mode).is_char_device() || stat.st_rdev != number {
-        return Err(Error::setup(format!("cannot use {path} of the host: it is not the device it should be")));
+        return Err(Error::setup(format!(
+            "cannot use {path} of the host: it is not the device it should be"
+        )));
     }
     let place = make_file(dev, name)?;
     attach(&node, &place).during(format_args!("attach {path}"))
@@ -102,6 +111,7 @@ fn bind_node(dev: &OwnedFd, name: &str, number: u64) -> Result<()> {
 
 fn make_file(dev: &OwnedFd, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666)).during(format_args!("make /dev/{name}"))?;
+    rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666))
+        .during(format_args!("make /dev/{name}"))?;
     open_beside(dev, OsStr::new(name), OFlags::PATH).during(format_args!("open /dev/{name}"))
 }

@@ -79,5 +79,8 @@ fn thermal_throttles() -> Vec<String> {
     if rustix::fs::access(of(0), rustix::fs::Access::EXISTS).is_err() {
         return Vec::new();
     }
-    (0..).map(of).take_while(|path| rustix::fs::access(path.as_str(), rustix::fs::Access::EXISTS).is_ok()).collect()
+    (0..)
+        .map(of)
+        .take_while(|path| rustix::fs::access(path.as_str(), rustix::fs::Access::EXISTS).is_ok())
+        .collect()
 }

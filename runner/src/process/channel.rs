@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
 use crate::error::{Class, During, Error, Result};
@@ -60,7 +60,7 @@ impl Channel {
         let bytes = message.encode();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors: &[BorrowedFd<'_>] = descriptor.as_ref().map_or(&[], std::slice::from_ref);
+        let descriptors: &[BorrowedFd<'_>] = descriptor.as_slice();
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
             return Err(Error::setup("cannot send a descriptor: no room"));
         }
@@ -203,7 +203,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         one.send(&Message::FuseDevice, Some(file.as_fd())).unwrap();
         let (_, descriptor) = other.receive().unwrap().unwrap();
-        let (sent, got) = (rustix::fs::fstat(&file).unwrap(), rustix::fs::fstat(descriptor.unwrap()).unwrap());
+        let (sent, got) =
+            (rustix::fs::fstat(&file).unwrap(), rustix::fs::fstat(descriptor.unwrap()).unwrap());
         assert_eq!((sent.st_dev, sent.st_ino), (got.st_dev, got.st_ino));
     }
 
@@ -214,6 +215,8 @@ mod tests {
         }
         let (one, other) = Channel::pair().unwrap();
         one.send(&Message::Warning("x".repeat(10_000)), None).unwrap();
-        assert!(matches!(other.receive().unwrap().unwrap().0, Message::Warning(text) if text.len() == LONGEST - 1));
+        assert!(
+            matches!(other.receive().unwrap().unwrap().0, Message::Warning(text) if text.len() == LONGEST - 1)
+        );
     }
 }

@@ -73,7 +73,8 @@ fn isolate(launch: &Launch, runner: &Channel, server: Channel) -> Result<Command
     // After the change of ids, which takes both back. Nobody in the container may trace or read this process: it is
     // a program of the host.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hide from tracing")?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).during("be killed with the runner")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .during("be killed with the runner")?;
     check_runner(runner)?;
     // Last of the namespaces: its root is the group that the process is in by now.
     new_cgroup_namespace()?;
@@ -143,7 +144,12 @@ fn mount_root(launch: &Launch, server: Channel) -> Result<Root> {
     Root::open_at(&launch.merged)
 }
 
-fn open_terminal(launch: &Launch, runner: &Channel, devices: &Devices, account: &Account) -> Result<Option<OwnedFd>> {
+fn open_terminal(
+    launch: &Launch,
+    runner: &Channel,
+    devices: &Devices,
+    account: &Account,
+) -> Result<Option<OwnedFd>> {
     if !launch.spec.terminal {
         return Ok(None);
     }
@@ -212,7 +218,10 @@ impl ConcatOs for [&OsStr] {
 fn strings(texts: &[OsString]) -> Result<Vec<CString>> {
     texts
         .iter()
-        .map(|text| CString::new(text.as_bytes()).map_err(|_| Error::usage(format!("{} holds a NUL byte", shown(text)))))
+        .map(|text| {
+            CString::new(text.as_bytes())
+                .map_err(|_| Error::usage(format!("{} holds a NUL byte", shown(text))))
+        })
         .collect()
 }
 
@@ -262,8 +271,12 @@ fn become_command(launch: &Launch, command: Command) -> Result<Infallible> {
 
 fn change_user(launch: &Launch, account: &Account) -> Result<()> {
     if launch.ids.kind != Kind::Single {
-        let groups: Vec<Gid> =
-            account.groups.iter().filter(|gid| launch.ids.has_gid(**gid)).map(|gid| Gid::from_raw(*gid)).collect();
+        let groups: Vec<Gid> = account
+            .groups
+            .iter()
+            .filter(|gid| launch.ids.has_gid(**gid))
+            .map(|gid| Gid::from_raw(*gid))
+            .collect();
         set_thread_groups(&groups).during("set the groups of the user")?;
     }
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
@@ -288,7 +301,8 @@ fn execute(arguments: &[CString], environment: &[CString], search: &[OsString]) 
     let candidates: Vec<CString> = if program.as_bytes().contains(&b'/') {
         vec![program.clone()]
     } else {
-        let join = |directory: &OsString| CString::new([directory.as_bytes(), b"/", program.as_bytes()].concat());
+        let join =
+            |directory: &OsString| CString::new([directory.as_bytes(), b"/", program.as_bytes()].concat());
         search.iter().filter_map(|directory| join(directory).ok()).collect()
     };
     for candidate in &candidates {
@@ -304,8 +318,11 @@ fn execute(arguments: &[CString], environment: &[CString], search: &[OsString]) 
             let cause = std::io::Error::from(error);
             Err(Error::new(Class::CommandNotRunnable, format!("cannot start \"{name}\": {cause}")))
         }
-        None => Err(Error::new(Class::CommandNotFound, format!("cannot start \"{name}\": No such file or directory"))
-            .hint("neither the command nor, for a script, its interpreter was found in the container")),
+        None => Err(Error::new(
+            Class::CommandNotFound,
+            format!("cannot start \"{name}\": No such file or directory"),
+        )
+        .hint("neither the command nor, for a script, its interpreter was found in the container")),
     }
 }
 

@@ -41,7 +41,8 @@ fn reap(command: Pid) -> Option<u8> {
         if pid != command {
             continue;
         }
-        let raw = status.exit_status().or_else(|| status.terminating_signal().map(|signal| SIGNALLED + signal));
+        let raw =
+            status.exit_status().or_else(|| status.terminating_signal().map(|signal| SIGNALLED + signal));
         code = raw.and_then(|raw| u8::try_from(raw).ok()).or(code);
     }
     code

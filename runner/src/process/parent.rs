@@ -3,13 +3,11 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::process::{
-    Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use rustix::time::Timespec;
 
 use super::channel::{Channel, Message};
@@ -125,12 +123,17 @@ fn block_signals() -> Result<SignalFd> {
         forwarded.remove(signal);
     }
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), None).during("block signals")?;
-    SignalFd::with_flags(&forwarded, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).during("make a signal descriptor")
+    SignalFd::with_flags(&forwarded, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .during("make a signal descriptor")
 }
 
 /// Clones the first process into all its namespaces, and into its v2 cgroup where there is one.
 fn clone_first(launch: &Launch, cgroups: &Cgroups) -> Result<(Cloned, bool)> {
-    let mut flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+    let mut flags = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC;
     if launch.spec.network == Network::None {
         flags |= libc::CLONE_NEWNET;
     }
@@ -159,7 +162,9 @@ fn no_namespaces(error: &std::io::Error) -> Error {
             "this host forbids user namespaces to this user: look at kernel.unprivileged_userns_clone, and inside \
              another container at its seccomp profile"
         }
-        Some(libc::ENOSYS) => "clone3 is missing: the kernel is older than 5.3, or a seccomp profile hides it",
+        Some(libc::ENOSYS) => {
+            "clone3 is missing: the kernel is older than 5.3, or a seccomp profile hides it"
+        }
         _ => return said,
     };
     said.hint(hint)
@@ -200,7 +205,10 @@ impl Running {
     /// Ends both processes of a container that could not be started.
     fn abandon(mut self) {
         self.kill();
-        best_effort(waitid(WaitId::PidFd(self.first.pidfd.as_fd()), WaitIdOptions::EXITED), "it is a child of ours");
+        best_effort(
+            waitid(WaitId::PidFd(self.first.pidfd.as_fd()), WaitIdOptions::EXITED),
+            "it is a child of ours",
+        );
         abandon(Peer { pid: self.server.pid, pidfd: self.server.pidfd, channel: self.server.channel.take() });
     }
 
@@ -222,7 +230,9 @@ impl Running {
             }
         };
         // What the first process sent just before its end.
-        while self.first.channel.is_some() && self.ready(|running| running.first.channel.as_ref().map(AsFd::as_fd)) {
+        while self.first.channel.is_some()
+            && self.ready(|running| running.first.channel.as_ref().map(AsFd::as_fd))
+        {
             self.hear_first()?;
         }
         for warning in self.warnings.drain(..) {
@@ -259,7 +269,8 @@ impl Running {
             }
         }
         if events.server_ended && self.server_failure.is_none() {
-            self.server_failure = Some(Error::setup("the container's file server ended before the container"));
+            self.server_failure =
+                Some(Error::setup("the container's file server ended before the container"));
             self.kill();
         }
         if events.first_ended { self.exit_code().map(Some) } else { Ok(None) }
@@ -274,7 +285,11 @@ impl Running {
             Some((self.first.pidfd.as_fd(), PollFlags::IN)),
             server_alive.then_some((self.server.pidfd.as_fd(), PollFlags::IN)),
             self.first.channel.as_ref().map(|channel| (channel.as_fd(), PollFlags::IN)),
-            self.server.channel.as_ref().filter(|_| server_alive).map(|channel| (channel.as_fd(), PollFlags::IN)),
+            self.server
+                .channel
+                .as_ref()
+                .filter(|_| server_alive)
+                .map(|channel| (channel.as_fd(), PollFlags::IN)),
             input.map(|fd| (fd, PollFlags::IN)),
             controller,
         ];
@@ -373,25 +388,37 @@ impl Running {
         let end = Instant::now() + SERVER_PATIENCE;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let timeout = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(1), tv_nsec: i64::from(left.subsec_nanos()) };
+            let timeout = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(1),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            };
             let mut fds = [PollFd::new(&self.server.pidfd, PollFlags::IN)];
             match poll(&mut fds, Some(&timeout)) {
                 Err(rustix::io::Errno::INTR) => {}
                 Ok(0) => {
-                    best_effort(pidfd_send_signal(&self.server.pidfd, rustix::process::Signal::KILL), "it has just ended");
-                    self.server_failure = Some(Error::setup("the container's file server did not end in time and was killed"));
+                    best_effort(
+                        pidfd_send_signal(&self.server.pidfd, rustix::process::Signal::KILL),
+                        "it has just ended",
+                    );
+                    self.server_failure =
+                        Some(Error::setup("the container's file server did not end in time and was killed"));
                     break;
                 }
                 _ => break,
             }
         }
-        while self.server.channel.is_some() && self.ready(|running| running.server.channel.as_ref().map(AsFd::as_fd)) {
+        while self.server.channel.is_some()
+            && self.ready(|running| running.server.channel.as_ref().map(AsFd::as_fd))
+        {
             if let Err(error) = self.hear_server() {
                 tracing::debug!(%error, "the server's last words are lost");
                 break;
             }
         }
-        best_effort(waitid(WaitId::PidFd(self.server.pidfd.as_fd()), WaitIdOptions::EXITED), "it is a child of ours");
+        best_effort(
+            waitid(WaitId::PidFd(self.server.pidfd.as_fd()), WaitIdOptions::EXITED),
+            "it is a child of ours",
+        );
     }
 }
 

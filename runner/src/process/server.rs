@@ -69,7 +69,8 @@ fn detach(ends: &Ends) -> Result<()> {
     rustix::process::chdir("/").during("change to /")?;
     rustix::process::umask(Mode::empty());
     best_effort(rustix::thread::set_name(c"runner-server"), "only shown");
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).during("open /dev/null")?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .during("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).during("let go of stdin")?;
     rustix::stdio::dup2_stdout(&null).during("let go of stdout")?;
     drop(null);
@@ -92,7 +93,10 @@ fn watch_runner(runner: &Channel, terminal: &OwnedFd, before: &Termios) -> Resul
                     Some((Message::Finished, _)) => break,
                     Some(_) => {}
                     None => {
-                        best_effort(tcsetattr(&terminal, OptionalActions::Now, &before), "the terminal is gone");
+                        best_effort(
+                            tcsetattr(&terminal, OptionalActions::Now, &before),
+                            "the terminal is gone",
+                        );
                         break;
                     }
                 }

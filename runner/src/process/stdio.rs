@@ -40,8 +40,9 @@ pub(crate) fn open_terminal(pts: &OwnedFd) -> Result<(OwnedFd, OwnedFd)> {
     }
     unlockpt(&controller).during("unlock the terminal")?;
     // By descriptor, not by the name of the terminal: nothing can be put in its place.
-    let terminal = ioctl_tiocgptpeer(&controller, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .during("open the terminal")?;
+    let terminal =
+        ioctl_tiocgptpeer(&controller, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .during("open the terminal")?;
     Ok((controller, terminal))
 }
 
@@ -113,15 +114,25 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// Starts to relay.
-    pub(crate) fn start(controller: OwnedFd, own: Option<(OwnedFd, Termios)>, interactive: bool) -> Result<Self> {
+    pub(crate) fn start(
+        controller: OwnedFd,
+        own: Option<(OwnedFd, Termios)>,
+        interactive: bool,
+    ) -> Result<Self> {
         rustix::io::ioctl_fionbio(&controller, true).during("set up the terminal")?;
         let size_source = own.as_ref().and_then(|(terminal, _)| terminal.try_clone().ok());
         let raw = match own {
             Some((terminal, before)) if interactive => Some(RawTerminal::enter(terminal, before)?),
             _ => None,
         };
-        let relay =
-            Self { controller, own: size_source, raw, pending: Vec::new(), reads_input: interactive, open: true };
+        let relay = Self {
+            controller,
+            own: size_source,
+            raw,
+            pending: Vec::new(),
+            reads_input: interactive,
+            open: true,
+        };
         relay.resize();
         Ok(relay)
     }

@@ -45,12 +45,8 @@ struct Run {
 /// Assembles the program for a table of actions; numbers beyond the table answer ENOSYS.
 pub(super) fn assemble(table: &[Action]) -> Vec<sock_filter> {
     // Another architecture has other numbers (32-bit programs): none of its calls is known here.
-    let mut program = vec![
-        load(OFFSET_ARCH),
-        branch(JUMP_IF_EQUAL, AUDIT_ARCH, 1, 0),
-        give(ENOSYS),
-        load(OFFSET_NR),
-    ];
+    let mut program =
+        vec![load(OFFSET_ARCH), branch(JUMP_IF_EQUAL, AUDIT_ARCH, 1, 0), give(ENOSYS), load(OFFSET_NR)];
     program.extend(search(&runs(table)));
     program
 }
@@ -75,7 +71,10 @@ fn search(runs: &[Run]) -> Vec<sock_filter> {
     let below = search(below);
     // A conditional jump reaches 255 instructions only, so a long jump stands behind it.
     let distance = u32::try_from(below.len()).unwrap_or(u32::MAX);
-    let mut code = vec![branch(JUMP_IF_AT_LEAST, pivot.first, 0, 1), sock_filter { code: JUMP, jt: 0, jf: 0, k: distance }];
+    let mut code = vec![
+        branch(JUMP_IF_AT_LEAST, pivot.first, 0, 1),
+        sock_filter { code: JUMP, jt: 0, jf: 0, k: distance },
+    ];
     code.extend(below);
     code.extend(search(above));
     code
@@ -135,11 +134,13 @@ mod tests {
             at += 1;
             let jump = |taken: bool| usize::from(if taken { step.jt } else { step.jf });
             match step.code {
-                LOAD => accumulator = [(OFFSET_NR, number), (OFFSET_ARCH, arch), (OFFSET_ARG0, argument)]
-                    .into_iter()
-                    .find(|(offset, _)| *offset == step.k)
-                    .unwrap()
-                    .1,
+                LOAD => {
+                    accumulator = [(OFFSET_NR, number), (OFFSET_ARCH, arch), (OFFSET_ARG0, argument)]
+                        .into_iter()
+                        .find(|(offset, _)| *offset == step.k)
+                        .unwrap()
+                        .1
+                }
                 RETURN => return step.k,
                 JUMP => at += step.k as usize,
                 JUMP_IF_EQUAL => at += jump(accumulator == step.k),

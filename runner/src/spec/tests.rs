@@ -62,9 +62,11 @@ fn users_are_names_or_strict_numbers() {
 
 #[test]
 fn names_follow_dockers_rule() {
-    for (name, valid) in [("ab", true), ("a.b-c_d", true), ("a", false), ("-ab", false), ("a/b", false), ("", false)] {
+    for (name, valid) in
+        [("ab", true), ("a.b-c_d", true), ("a", false), ("-ab", false), ("a/b", false), ("", false)]
+    {
         assert_eq!(parse_name(name).is_ok(), valid, "{name}");
-        }
+    }
     for (name, valid) in [("web-1", true), ("a.b", true), ("", false), ("a b", false), ("-x", false)] {
         assert_eq!(parse_hostname(name).is_ok(), valid, "{name}");
     }
