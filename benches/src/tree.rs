@@ -213,6 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sparse_file_has_data_in_every_mebibyte() {
+        let path = std::env::temp_dir().join(format!("perf-sparse-{}", std::process::id()));
+        sparse(&path, 4 << 20).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        for mib in 0..4 {
+            assert_ne!(bytes[(mib << 20) + 5], 0, "{mib}");
+            assert_eq!(bytes[(mib << 20) + (100 << 10)], 0, "{mib}");
+        }
+        assert_eq!(bytes.len(), 4 << 20);
+    }
+
+    #[test]
     fn shuffling_loses_nothing() {
         let mut items: Vec<u32> = (0..100).collect();
         Random::new(9).shuffle(&mut items);
