@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::RwLockWriteGuard;
 use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, SeekFrom};
 
 use crate::attr::without_set_id;
@@ -119,30 +120,31 @@ fn open_upper(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
 /// Calls `act` with the file that serves the node, which stays the same for so long.
 fn with_data<T>(
     tree: &Tree,
-    inode: &Inode,
+    inode: &Arc<Inode>,
     access: Access,
     act: impl FnOnce(&Data) -> Result<T>,
 ) -> Result<T> {
-    loop {
-        {
-            // Recursive: copying within one file holds the lock twice.
-            let data = inode.data.read_recursive();
-            match &*data {
-                Some(data @ Data::Upper(file)) if access == Access::Read || file.writable => {
-                    return act(data);
-                }
-                Some(data @ Data::Lower(_)) if access == Access::Read => return act(data),
-                _ => {}
-            }
-        }
-        let mut data = inode.data.write();
-        load(tree, inode, &mut data, access)?;
-        if inode.opens.load(Ordering::Relaxed) == 0 {
-            // Nobody holds it open: for this one request only.
-            let file = data.take().ok_or(Error::new(Errno::IO))?;
-            return act(&file);
+    let serves = |data: &Data| match data {
+        Data::Upper(file) => access == Access::Read || file.writable,
+        Data::Lower(_) => access == Access::Read,
+    };
+    {
+        // Recursive: copying within one file holds the lock twice.
+        let data = inode.data.read_recursive();
+        if let Some(data) = data.as_ref().filter(|data| serves(data)) {
+            return act(data);
         }
     }
+    let mut data = inode.data.write();
+    load(tree, inode, &mut data, access)?;
+    let idle = inode.opens.load(Ordering::Relaxed) == 0;
+    let data = RwLockWriteGuard::downgrade(data);
+    let result = act(data.as_ref().ok_or(Error::new(Errno::IO))?);
+    drop(data);
+    if idle {
+        tree.idle.used(inode);
+    }
+    result
 }
 
 /// Calls `act` with the upper file, after copy-up.
@@ -155,7 +157,7 @@ fn with_upper<T>(tree: &Tree, inode: &Arc<Inode>, act: impl FnOnce(&UpperFile) -
 }
 
 /// Reads at `offset` until `buffer` is full or the file ends.
-pub(crate) fn read(tree: &Tree, inode: &Inode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+pub(crate) fn read(tree: &Tree, inode: &Arc<Inode>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     with_data(tree, inode, Access::Read, |data| {
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -221,7 +223,7 @@ pub(crate) fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid:
 }
 
 /// Writes data back to the disk.
-pub(crate) fn fsync(tree: &Tree, inode: &Inode, datasync: bool) -> Result<()> {
+pub(crate) fn fsync(tree: &Tree, inode: &Arc<Inode>, datasync: bool) -> Result<()> {
     if !inode.on_upper() || !tree.policy.sync_requests {
         return Ok(());
     }
@@ -250,7 +252,7 @@ pub(crate) fn fallocate(tree: &Tree, inode: &Arc<Inode>, offset: u64, length: u6
 }
 
 /// Finds the next data or hole. `whence` is `SEEK_DATA` or `SEEK_HOLE`.
-pub(crate) fn lseek(tree: &Tree, inode: &Inode, offset: u64, whence: u32) -> Result<u64> {
+pub(crate) fn lseek(tree: &Tree, inode: &Arc<Inode>, offset: u64, whence: u32) -> Result<u64> {
     let from = match whence.cast_signed() {
         libc::SEEK_DATA => SeekFrom::Data(offset),
         libc::SEEK_HOLE => SeekFrom::Hole(offset),

@@ -261,11 +261,10 @@ impl InodeTable {
         inode
     }
 
-    /// Takes back `count` lookups; at none left the node goes, and parents that only it kept.
-    pub(crate) fn forget(&self, id: NodeId, count: u64) {
-        let gone = self.maps.lock().release(id, count);
-        // What they hold open is closed without the lock.
-        drop(gone);
+    /// Takes back `count` lookups; at none left the node goes, and parents that only it kept. Returns those that went:
+    /// what they hold open is closed without the lock.
+    pub(crate) fn forget(&self, id: NodeId, count: u64) -> Vec<Arc<Inode>> {
+        self.maps.lock().release(id, count)
     }
 
     /// Makes `key` the object of the node: it was copied up. The names of `parent` count as changed.

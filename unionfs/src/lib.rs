@@ -22,6 +22,7 @@ pub mod error;
 mod file_io;
 pub mod fuse;
 mod handles;
+mod idle_files;
 pub mod idmap;
 mod inode;
 mod inode_table;

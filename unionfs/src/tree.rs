@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use crate::dir_cache::DirCache;
 use crate::error::{Errno, Error, Result};
 use crate::handles::{DirHandle, FileHandle, Handles};
+use crate::idle_files::IdleFiles;
 use crate::idmap::IdView;
 use crate::inode::{Data, Inode, Lower, Place, State};
 use crate::inode_table::{Candidate, InodeTable, ObjectKey};
@@ -42,6 +43,8 @@ pub(crate) struct Tree {
     pub files: Handles<FileHandle>,
     /// Open directories.
     pub dirs: Handles<DirHandle>,
+    /// Files in use without a handle.
+    pub(crate) idle: IdleFiles,
     /// How owners are shown and stored.
     pub uids: IdView,
     /// How groups are shown and stored.
@@ -118,6 +121,7 @@ impl Tree {
             listings: DirCache::default(),
             files: Handles::default(),
             dirs: Handles::default(),
+            idle: IdleFiles::default(),
             uids,
             gids,
             policy,
@@ -364,6 +368,15 @@ impl Tree {
         Some((inode, stat))
     }
 
+    /// Takes back lookups of a node.
+    pub(crate) fn forget(&self, id: NodeId, count: u64) {
+        for gone in self.table.forget(id, count) {
+            if gone.data.read().is_some() {
+                self.idle.forget(gone.id);
+            }
+        }
+    }
+
     /// Returns the node of `name` without leaving a lookup counted.
     pub(crate) fn peek(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Peeked<'_>> {
         let (inode, stat) = self.lookup(parent, name)?;
@@ -407,7 +420,7 @@ pub(crate) struct Peeked<'a> {
 
 impl Drop for Peeked<'_> {
     fn drop(&mut self) {
-        self.tree.table.forget(self.inode.id, 1);
+        self.tree.forget(self.inode.id, 1);
     }
 }
 

@@ -77,7 +77,7 @@ impl Union {
 
     /// Takes back `nlookup` lookups.
     pub fn forget(&self, node: NodeId, nlookup: u64) {
-        self.tree.table.forget(node, nlookup);
+        self.tree.forget(node, nlookup);
     }
 
     /// Returns the attributes.
@@ -201,7 +201,7 @@ impl Union {
 
     /// Reads until `buffer` is full or the file ends. `fh` is not needed: the node knows what serves it.
     pub fn read(&self, node: NodeId, _fh: Option<Fh>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        file_io::read(&self.tree, &*self.inode(node)?, offset, buffer)
+        file_io::read(&self.tree, &self.inode(node)?, offset, buffer)
     }
 
     /// Writes all of `data`. `kill_suidgid`: the caller may not keep set-id bits.
@@ -223,7 +223,7 @@ impl Union {
 
     /// Writes a file back to the disk.
     pub fn fsync(&self, node: NodeId, _fh: Option<Fh>, datasync: bool) -> Result<()> {
-        file_io::fsync(&self.tree, &*self.inode(node)?, datasync)
+        file_io::fsync(&self.tree, &self.inode(node)?, datasync)
     }
 
     /// Closes a handle.
@@ -247,7 +247,7 @@ impl Union {
 
     /// Finds the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`).
     pub fn lseek(&self, node: NodeId, _fh: Option<Fh>, offset: u64, whence: u32) -> Result<u64> {
-        file_io::lseek(&self.tree, &*self.inode(node)?, offset, whence)
+        file_io::lseek(&self.tree, &self.inode(node)?, offset, whence)
     }
 
     /// Copies between two open files: (node, handle, offset) each.
@@ -304,7 +304,7 @@ impl Union {
             let looked_up = self.entry(&inode, &stat);
             let flow = sink(DirEntry { ino: looked_up.attr.ino, ..entry }, Some(looked_up));
             if flow.is_break() {
-                self.tree.table.forget(inode.id, 1);
+                self.tree.forget(inode.id, 1);
             }
             flow
         })
