@@ -197,7 +197,7 @@ impl CopyUp<'_> {
     fn serve(&self, data: &mut Option<Data>, fd: OwnedFd, stat: &Stat) {
         if self.inode.kind == FileKind::Regular && data.is_some() {
             let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-            *data = Some(Data::Upper(UpperFile { fd, writable: true, may_have_suid }));
+            *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
         }
     }
 }

@@ -145,7 +145,7 @@ impl Target<'_> {
     /// Objects that this process makes belong to it; that is right if it is who asks.
     fn owner_is_ours(&self) -> bool {
         let (uid, gid) = self.wanted_owner();
-        let ours = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let ours = self.tree.policy.own_ids;
         uid.is_none_or(|uid| uid == ours.0) && gid.is_none_or(|gid| gid == ours.1)
     }
 
@@ -373,7 +373,7 @@ fn serve(tree: &Tree, inode: &Arc<Inode>, fd: OwnedFd, stat: &Stat) -> Opened {
     let mut data = inode.data.write();
     inode.opens.fetch_add(1, Ordering::Relaxed);
     let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-    *data = Some(Data::Upper(UpperFile { fd, writable: true, may_have_suid }));
+    *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
     drop(data);
     Opened { fh: tree.files.insert(FileHandle { inode: Arc::clone(inode) }), keep_cache: true }
 }

@@ -114,7 +114,7 @@ fn open_upper(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
         (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
         (_, Err(error)) => return Err(error),
     };
-    Ok(UpperFile { fd, writable, may_have_suid: mode & (libc::S_ISUID | libc::S_ISGID) != 0 })
+    Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid: mode & (libc::S_ISUID | libc::S_ISGID) != 0 })
 }
 
 /// Calls `act` with the file that serves the node, which stays the same for so long.

@@ -121,7 +121,7 @@ pub(crate) enum Data {
 #[derive(Debug)]
 pub(crate) struct UpperFile {
     /// The descriptor.
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
     /// It was opened for reading and writing.
     pub writable: bool,
     /// The set-id bits may be set: a write by an unprivileged caller has to look.

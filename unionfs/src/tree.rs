@@ -64,6 +64,8 @@ pub(crate) struct Policy {
     pub redirect: bool,
     /// Owners that cannot be stored are left as they are.
     pub squash_owner: bool,
+    /// User and group that objects belong to which this process makes.
+    pub(crate) own_ids: (u32, u32),
     /// Extended attributes are not offered.
     pub no_xattrs: bool,
     /// Shown inode numbers have 32 bits.
@@ -80,6 +82,7 @@ impl Policy {
             sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),
             redirect: creates && features.is_some_and(|f| f.namespace.is_some()),
             squash_owner: squashes || features.is_some_and(|f| !f.chown),
+            own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             no_xattrs: options.noxattrs,
             ino32: options.ino32,
         }
@@ -198,6 +201,9 @@ impl Tree {
 
     /// Opens a handle for attributes on an object's upper part.
     pub(crate) fn pin_upper(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
+            return Ok(Arc::clone(&file.fd));
+        }
         if let Some(pinned) = &inode.state.read().pinned {
             return Ok(Arc::clone(pinned));
         }
