@@ -38,6 +38,9 @@ const KEPT: [Signal; 13] = [
 /// How long the server may take to flush and clean up after the container.
 const SERVER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the first process may live on after its union has been unmounted in good order.
+const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Added to the number of the signal that ended the first process.
 const SIGNALLED: i32 = 128;
 
@@ -60,6 +63,7 @@ pub(crate) struct Running {
     relay: Option<stdio::Relay>,
     failure: Option<Error>,
     server_failure: Option<Error>,
+    server_ended: bool,
     warnings: Vec<String>,
 }
 
@@ -105,6 +109,7 @@ pub(crate) fn start(launch: &Launch, lock: &OwnedFd, cgroups: &Cgroups) -> Resul
         relay: None,
         failure: None,
         server_failure: None,
+        server_ended: false,
         warnings: Vec::new(),
     };
     match running.release(launch, cgroups, in_cgroup) {
@@ -268,18 +273,32 @@ impl Running {
                 relay.serve_controller(events.controller);
             }
         }
-        if events.server_ended && self.server_failure.is_none() {
-            self.server_failure =
-                Some(Error::setup("the container's file server ended before the container"));
-            self.kill();
+        if events.server_ended && !events.first_ended {
+            self.meet_server_end();
         }
         if events.first_ended { self.exit_code().map(Some) } else { Ok(None) }
+    }
+
+    /// The server has ended and the first process has not. In the usual end the union goes a moment before it.
+    fn meet_server_end(&mut self) {
+        self.server_ended = true;
+        let status =
+            waitid(WaitId::PidFd(self.server.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        let well = status.ok().flatten().is_some_and(|status| status.exit_status() == Some(0));
+        if well && wait_until_readable(&self.first.pidfd, FIRST_PATIENCE) {
+            return;
+        }
+        if self.server_failure.is_none() {
+            self.server_failure =
+                Some(Error::setup("the container's file server ended before the container"));
+        }
+        self.kill();
     }
 
     fn poll_all(&self) -> Result<Events> {
         let input = self.relay.as_ref().and_then(stdio::Relay::input_interest);
         let controller = self.relay.as_ref().and_then(stdio::Relay::controller_interest);
-        let server_alive = self.server_failure.is_none();
+        let server_alive = !self.server_ended && self.server_failure.is_none();
         let wanted: [Option<(BorrowedFd<'_>, PollFlags)>; 7] = [
             Some((self.signals.as_fd(), PollFlags::IN)),
             Some((self.first.pidfd.as_fd(), PollFlags::IN)),
@@ -385,27 +404,13 @@ impl Running {
         if let Some(channel) = &self.server.channel {
             best_effort(channel.send(&Message::Finished, None), "the server has ended");
         }
-        let end = Instant::now() + SERVER_PATIENCE;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let timeout = Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(1),
-                tv_nsec: i64::from(left.subsec_nanos()),
-            };
-            let mut fds = [PollFd::new(&self.server.pidfd, PollFlags::IN)];
-            match poll(&mut fds, Some(&timeout)) {
-                Err(rustix::io::Errno::INTR) => {}
-                Ok(0) => {
-                    best_effort(
-                        pidfd_send_signal(&self.server.pidfd, rustix::process::Signal::KILL),
-                        "it has just ended",
-                    );
-                    self.server_failure =
-                        Some(Error::setup("the container's file server did not end in time and was killed"));
-                    break;
-                }
-                _ => break,
-            }
+        if !wait_until_readable(&self.server.pidfd, SERVER_PATIENCE) {
+            best_effort(
+                pidfd_send_signal(&self.server.pidfd, rustix::process::Signal::KILL),
+                "it has just ended",
+            );
+            self.server_failure =
+                Some(Error::setup("the container's file server did not end in time and was killed"));
         }
         while self.server.channel.is_some()
             && self.ready(|running| running.server.channel.as_ref().map(AsFd::as_fd))
@@ -419,6 +424,23 @@ impl Running {
             waitid(WaitId::PidFd(self.server.pidfd.as_fd()), WaitIdOptions::EXITED),
             "it is a child of ours",
         );
+    }
+}
+
+/// Waits for the end of a process; false when it takes longer than `patience`.
+fn wait_until_readable(pidfd: &OwnedFd, patience: Duration) -> bool {
+    let end = Instant::now() + patience;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(1),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) => return false,
+            _ => return true,
+        }
     }
 }
 
