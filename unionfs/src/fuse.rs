@@ -157,11 +157,18 @@ impl FuseAdapter {
     }
 
     fn send_entry(&self, reply: ReplyEntry, entry: &Entry) {
-        reply.entry(&self.ttl, &file_attr(entry.node, &entry.attr), GENERATION);
+        let attr = file_attr(entry.node, &entry.attr);
+        reply.entry_with_ttls(&self.attr_ttl(&entry.attr), &self.ttl, &attr, GENERATION);
     }
 
     fn send_attr(&self, reply: ReplyAttr, node: NodeId, attr: &Attr) {
-        reply.attr(&self.ttl, &file_attr(node, attr));
+        reply.attr(&self.attr_ttl(attr), &file_attr(node, attr));
+    }
+
+    /// Returns how long attributes may be used. Those with set-id bits not at all: a write or truncation takes the
+    /// bits away without telling the kernel so, and it would go on executing the file with them.
+    fn attr_ttl(&self, attr: &Attr) -> Duration {
+        if convert::may_lose_set_id(attr) { Duration::ZERO } else { self.ttl }
     }
 
     /// Returns the flags of an answer to open and create.

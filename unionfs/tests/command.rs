@@ -355,6 +355,32 @@ mod command {
         wait_for(|| scene.servers().is_empty());
     }
 
+    /// The kernel forgets set-id bits only if it asks: it must ask before it executes the file.
+    #[test]
+    fn set_id_bits_that_a_write_takes_away_are_gone_at_once() {
+        if cannot_mount() || !is_root() {
+            return skip("needs root, to write as another user");
+        }
+        for transport in ["fuser", "dev"] {
+            let scene = Scene::new();
+            let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(scene.dir.path(), mode(0o755)).unwrap();
+            let options = format!("transport={transport}");
+            assert!(run(&mut scene.command(&["-o", &options])).status.success());
+            for change in [": >\"$0\"", "echo more >>\"$0\""] {
+                let file = scene.path("mnt/file");
+                fs::set_permissions(&file, mode(0o6777)).unwrap();
+                let mut writer = Command::new("sh");
+                writer.args(["-c", change]).arg(&file).uid(NOBODY).gid(NOBODY);
+                let output = run(&mut writer);
+                assert!(output.status.success(), "{change}: {}", text(&output.stderr));
+                // Asks for the mode and nothing else, which the kernel may answer from its cache.
+                let shown = run(Command::new("stat").args(["-c", "%a"]).arg(&file));
+                assert_eq!(text(&shown.stdout), "777\n", "{transport}: {change}");
+            }
+        }
+    }
+
     #[test]
     fn a_lower_may_be_the_mount_point_or_lie_above_it() {
         if cannot_mount() {

@@ -66,6 +66,11 @@ pub(super) fn file_attr(node: NodeId, attr: &Attr) -> FileAttr {
     }
 }
 
+/// Returns whether writing to the object may change its mode: set-id bits are taken away.
+pub(super) fn may_lose_set_id(attr: &Attr) -> bool {
+    attr.kind == FileKind::Regular && attr.perm & (libc::S_ISUID | libc::S_ISGID) != 0
+}
+
 /// Returns what makes an entry a negative one: there is no node.
 pub(super) fn negative_attr() -> FileAttr {
     dot_attr(0)

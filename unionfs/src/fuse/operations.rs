@@ -206,8 +206,9 @@ impl fuser::Filesystem for FuseAdapter {
         let (caller, flags) = (caller(req, umask), flags.cast_unsigned());
         let work = |union: &Union| union.create(&caller, node(parent), name.as_bytes(), mode, flags);
         self.answer(("create", parent), reply, work, |reply, (entry, opened)| {
-            let attr = file_attr(entry.node, &entry.attr);
-            reply.created(&self.ttl, &attr, GENERATION, FileHandle(opened.fh.0), self.open_flags(&opened));
+            // fuser has one lifetime here for the name and the attributes.
+            let (attr, ttl) = (file_attr(entry.node, &entry.attr), self.attr_ttl(&entry.attr));
+            reply.created(&ttl, &attr, GENERATION, FileHandle(opened.fh.0), self.open_flags(&opened));
         });
     }
 
@@ -333,14 +334,14 @@ impl fuser::Filesystem for FuseAdapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let mut sink = |entry: DirEntry<'_>, found: Option<Entry>| {
-            let attr = match found {
-                Some(found) => file_attr(found.node, &found.attr),
-                None if matches!(entry.name, b"." | b"..") => convert::dot_attr(entry.ino),
+            let (attr, ttl) = match found {
+                Some(found) => (file_attr(found.node, &found.attr), self.attr_ttl(&found.attr)),
+                None if matches!(entry.name, b"." | b"..") => (convert::dot_attr(entry.ino), self.ttl),
                 // Gone since the listing was read: not listed.
                 None => return ControlFlow::Continue(()),
             };
             let name = OsStr::from_bytes(entry.name);
-            full(reply.add(attr.ino, entry.next_offset, name, &self.ttl, &attr, GENERATION))
+            full(reply.add(attr.ino, entry.next_offset, name, &ttl, &attr, GENERATION))
         };
         match self
             .guarded("readdirplus", ino, |union| union.readdirplus(node(ino), fh(handle), offset, &mut sink))

@@ -2,6 +2,7 @@
 
 use super::bytes::Writer;
 use super::flags::OpenReply;
+use crate::fuse::convert::may_lose_set_id;
 use crate::request::{Attr, DirEntry, Entry, Fh, StatFs, Timestamp};
 
 /// How long the kernel may use what it was told.
@@ -70,9 +71,16 @@ fn attr(w: &mut Writer<'_>, attr: &Attr) {
     w.u32(attr.nlink).u32(attr.uid).u32(attr.gid).u32(encode_rdev(attr.rdev)).u32(attr.blksize).u32(0);
 }
 
+/// Returns how long attributes may be used. Those with set-id bits not at all: a write or truncation takes the bits
+/// away without telling the kernel so, and it would go on executing the file with them.
+fn attr_ttl(of: &Attr, ttls: &Ttls) -> Ttl {
+    if may_lose_set_id(of) { Ttl::ZERO } else { ttls.attr }
+}
+
 fn entry_into(w: &mut Writer<'_>, entry: &Entry, ttls: &Ttls) {
-    w.u64(entry.node.0).u64(0).u64(ttls.entry.sec).u64(ttls.attr.sec);
-    w.u32(ttls.entry.nsec).u32(ttls.attr.nsec);
+    let ttl = attr_ttl(&entry.attr, ttls);
+    w.u64(entry.node.0).u64(0).u64(ttls.entry.sec).u64(ttl.sec);
+    w.u32(ttls.entry.nsec).u32(ttl.nsec);
     attr(w, &entry.attr);
 }
 
@@ -93,7 +101,8 @@ pub fn negative_entry(out: &mut [u8], ttls: &Ttls) -> Option<usize> {
 /// Answer to GETATTR and SETATTR.
 pub fn attributes(out: &mut [u8], of: &Attr, ttls: &Ttls) -> Option<usize> {
     let mut w = Writer::new(out);
-    w.u64(ttls.attr.sec).u32(ttls.attr.nsec).u32(0);
+    let ttl = attr_ttl(of, ttls);
+    w.u64(ttl.sec).u32(ttl.nsec).u32(0);
     attr(&mut w, of);
     w.finish()
 }
@@ -106,7 +115,8 @@ pub fn statx(out: &mut [u8], of: &Attr, ttls: &Ttls) -> Option<usize> {
     };
     let mode = u16::try_from((of.perm | of.kind.mode_bits()) & 0xffff).ok()?;
     let mut w = Writer::new(out);
-    w.u64(ttls.attr.sec).u32(ttls.attr.nsec).u32(0).zeros(16);
+    let ttl = attr_ttl(of, ttls);
+    w.u64(ttl.sec).u32(ttl.nsec).u32(0).zeros(16);
     w.u32(mask).u32(of.blksize).u64(0);
     w.u32(of.nlink).u32(of.uid).u32(of.gid).u16(mode).u16(0);
     w.u64(of.ino).u64(of.size).u64(of.blocks).u64(0);
