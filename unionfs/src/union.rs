@@ -53,6 +53,16 @@ impl Union {
         self.tree.table.count()
     }
 
+    /// Returns how many bytes a change of the object would have to copy up first: 0 if it is on the upper, has no data,
+    /// or cannot be told. For adapters that must not wait behind a long copy.
+    pub fn bytes_to_copy_up(&self, node: NodeId) -> u64 {
+        let Ok(inode) = self.inode(node) else { return 0 };
+        if inode.kind != FileKind::Regular || inode.on_upper() {
+            return 0;
+        }
+        self.tree.stat(&inode).map_or(0, |stat| stat.size)
+    }
+
     fn inode(&self, node: NodeId) -> Result<Arc<Inode>> {
         self.tree.table.get(node)
     }

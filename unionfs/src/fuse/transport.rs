@@ -6,6 +6,7 @@
 
 mod buffers;
 mod dev;
+mod disk;
 mod sys;
 mod uring;
 mod workers;

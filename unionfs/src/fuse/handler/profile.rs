@@ -32,6 +32,8 @@ const WANTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::SETXATTR_EXT)
     .union(InitFlags::NO_EXPORT_SUPPORT)
     .union(InitFlags::HAS_EXPIRE_ONLY)
+    // The union looks at no caller but that of a creation, whose ids are mapped.
+    .union(InitFlags::ALLOW_IDMAP)
     .union(InitFlags::INIT_EXT);
 
 /// What the kernel may remember because nothing changes behind its back; left out with `timeout=0`.
@@ -120,7 +122,8 @@ impl Negotiation {
         let config = Config {
             ttls: Ttls { entry: ttl, attr: ttl, negative: ttl },
             opens,
-            flush: true,
+            // Every write is done when it is answered.
+            flush: false,
             syncs: options.fsync.syncs(),
             xattrs: !options.noxattrs,
             dont_mask: flags.contains(InitFlags::DONT_MASK),

@@ -1,12 +1,17 @@
 //! Which requests may take so long that others must not wait behind them.
 
 use super::Handler;
+use crate::fuse::wire::flags::SetattrValid;
 use crate::fuse::wire::{Header, Request};
+use crate::request::NodeId;
+
+/// A copy-up of up to this many bytes takes no longer than handing the request over.
+const SMALL_COPY: u64 = 128 << 10;
 
 impl Handler {
     /// Returns whether this request may wait for a disk or move much data. `careful`: others lately did, so those that
     /// read from layers count too.
-    pub fn may_take_long(&self, _header: &Header, request: &Request<'_>, careful: bool) -> bool {
+    pub fn may_take_long(&self, header: &Header, request: &Request<'_>, careful: bool) -> bool {
         match request {
             Request::Fsync { .. }
             | Request::Fsyncdir { .. }
@@ -14,13 +19,26 @@ impl Handler {
             | Request::Fallocate { .. }
             | Request::CopyFileRange(_)
             | Request::CopyFileRange64(_) => true,
-            // May copy a whole file up.
-            Request::Open { flags, .. } => careful || flags & libc::O_ACCMODE.cast_unsigned() != 0,
-            Request::Setattr(_)
-            | Request::Setxattr { .. }
-            | Request::Removexattr { .. }
-            | Request::Link { .. }
-            | Request::Rename { .. } => true,
+            // What changes a lower file copies it up first, all of it.
+            Request::Open { flags, .. } => {
+                careful
+                    || (flags & libc::O_ACCMODE.cast_unsigned() != 0
+                        && flags & libc::O_TRUNC.cast_unsigned() == 0
+                        && self.copies_much(header.node))
+            }
+            Request::Setattr(change) => {
+                let empties = change.valid.contains(SetattrValid::SIZE) && change.size == 0;
+                careful || (!empties && self.copies_much(header.node))
+            }
+            Request::Link { node, .. } => careful || self.copies_much(*node),
+            Request::Setxattr { .. } | Request::Removexattr { .. } | Request::Write { .. } => {
+                careful || self.copies_much(header.node)
+            }
+            Request::Rename { name, new_parent, new_name, flags } => {
+                careful
+                    || self.copies_much_named(header.node, name)
+                    || (*flags == libc::RENAME_EXCHANGE && self.copies_much_named(*new_parent, new_name))
+            }
             Request::Lookup { .. }
             | Request::Getattr { .. }
             | Request::Statx { .. }
@@ -30,9 +48,19 @@ impl Handler {
             | Request::Readdirplus { .. }
             | Request::Opendir { .. }
             | Request::Getxattr { .. }
-            | Request::Listxattr { .. }
-            | Request::Write { .. } => careful,
+            | Request::Listxattr { .. } => careful,
             _ => false,
         }
+    }
+
+    fn copies_much_named(&self, parent: NodeId, name: &[u8]) -> bool {
+        let Ok(entry) = self.union.lookup(parent, name) else { return false };
+        let much = entry.attr.size > SMALL_COPY && self.copies_much(entry.node);
+        self.union.forget(entry.node, 1);
+        much
+    }
+
+    fn copies_much(&self, node: NodeId) -> bool {
+        self.union.bytes_to_copy_up(node) > SMALL_COPY
     }
 }

@@ -6,6 +6,8 @@ use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::Outcome;
 use crate::fuse::wire::{OUT_HEADER_LEN, reply};
 
+use super::disk::DiskReads;
+
 /// What a request needs beside its data: headers, names, extensions.
 const REQUEST_MARGIN: usize = 8192;
 
@@ -18,13 +20,19 @@ pub(super) struct Buffers {
     request: Vec<u8>,
     /// Room for the header, then the answer.
     reply: Vec<u8>,
+    /// Whether this thread lately waited for a disk.
+    pub(super) disk: DiskReads,
 }
 
 impl Buffers {
     /// Makes buffers for requests and answers with up to `max_write` bytes of data.
     pub(super) fn new(max_write: u32) -> Self {
         let data = usize::try_from(max_write).unwrap_or(usize::MAX).clamp(ANSWER_MIN, 1 << 30);
-        Self { request: vec![0; data + REQUEST_MARGIN], reply: vec![0; data + OUT_HEADER_LEN] }
+        Self {
+            request: vec![0; data + REQUEST_MARGIN],
+            reply: vec![0; data + OUT_HEADER_LEN],
+            disk: DiskReads::default(),
+        }
     }
 
     /// Where to read a request into.

@@ -5,8 +5,7 @@
 //! one thread answers them, it gives the lead away first. A follower is a thread that waits for the lead.
 //!
 //! Waiting is cheap for the server but dear for the client: to wake a thread on an idle processor takes longer than
-//! most requests. So the leader looks again for some microseconds before it sleeps, as long as that pays: requests
-//! came soon after the last answers, and no other thread wanted the processor.
+//! most requests. So the leader looks again for some microseconds before it sleeps, as long as that finds requests.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,16 +24,16 @@ use crate::fuse::wire::{self, Header, Request};
 /// How long the leader looks for a request before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
 
-/// A turn of looking that takes longer was interrupted by another thread that wants this processor.
-const DISTURBED: Duration = Duration::from_micros(8);
+/// For how many requests there is no looking after the first look in vain; twice as many after each further one.
+const REST_MIN: u32 = 8;
 
-/// After how many disturbed turns, and for how many requests, looking is left off.
-const REST: u32 = 256;
+/// The longest such rest. Looking in vain then costs less than 0.1 us for each request.
+const REST_MAX: u32 = 512;
 
 /// Requests in a row that found the next one waiting: more than one client is busy.
 const CROWD: u32 = 4;
 
-/// An answer that took longer shows that answers depend on a disk now.
+/// An answer that took longer may have waited for a disk.
 const SLOW: Duration = Duration::from_micros(200);
 
 /// For how many requests a slow answer makes the leader careful.
@@ -102,37 +101,43 @@ struct Team<'env> {
 }
 
 /// How requests came lately. Protected by the lead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pace {
-    /// How much looking paid lately: goes up with each request that came soon, down with each that did not.
-    soon: u32,
     /// Requests for which there is no looking.
     rest: u32,
+    /// The next rest.
+    next_rest: u32,
     /// Requests in a row that were already waiting.
     waiting: u32,
     /// Requests for which the lead is always given away.
     careful: u32,
 }
 
+impl Default for Pace {
+    fn default() -> Self {
+        Self { rest: 0, next_rest: REST_MIN, waiting: 0, careful: 0 }
+    }
+}
+
 impl Pace {
     /// Learns how a request came.
     const fn came(&mut self, how: Arrival) {
-        match how {
-            Arrival::Waiting => {
-                self.waiting = self.waiting.saturating_add(1);
-                self.soon = if self.soon < 8 { self.soon + 1 } else { 8 };
-            }
-            Arrival::Soon => {
-                self.waiting = 0;
-                self.soon = if self.soon < 8 { self.soon + 1 } else { 8 };
-            }
-            Arrival::Late => {
-                self.waiting = 0;
-                self.soon = self.soon.saturating_sub(1);
-            }
-        }
         self.rest = self.rest.saturating_sub(1);
         self.careful = self.careful.saturating_sub(1);
+        match how {
+            Arrival::Waiting => self.waiting = self.waiting.saturating_add(1),
+            Arrival::Seen => {
+                self.waiting = 0;
+                self.next_rest = REST_MIN;
+            }
+            Arrival::Slept => self.waiting = 0,
+        }
+    }
+
+    /// Learns that looking was in vain: the client is slow, or waits for this very processor.
+    const fn looked_in_vain(&mut self) {
+        self.rest = self.next_rest;
+        self.next_rest = if self.next_rest < REST_MAX { self.next_rest * 2 } else { REST_MAX };
     }
 
     const fn is_crowded(&self) -> bool {
@@ -145,10 +150,10 @@ impl Pace {
 enum Arrival {
     /// It was there at the first look.
     Waiting,
-    /// Looking some microseconds found it, or would have.
-    Soon,
-    /// Later.
-    Late,
+    /// A further look found it.
+    Seen,
+    /// The leader slept, or had left off looking.
+    Slept,
 }
 
 /// A request in the thread's buffer.
@@ -202,19 +207,16 @@ impl<'env> Team<'env> {
         pace: &mut Pace,
         buffers: &mut Buffers,
     ) -> std::result::Result<Option<Received<'_>>, Errno> {
-        let start = Instant::now();
         if let Some(glance) = &self.glance
-            && pace.soon > 0
             && pace.rest == 0
-            && let Some(received) = look(glance, start, pace, buffers)?
+            && let Some(received) = look(glance, pace, buffers)?
         {
             return Ok(Some(received));
         }
         loop {
             match rustix::io::read(self.device, buffers.message_space()) {
                 Ok(len) => {
-                    let soon = start.elapsed() < 4 * SPIN;
-                    pace.came(if soon { Arrival::Soon } else { Arrival::Late });
+                    pace.came(Arrival::Slept);
                     return Ok(Some(Received { len, door: self.device.as_fd() }));
                 }
                 // ENOENT: the caller was killed while the request was on its way to us.
@@ -256,7 +258,7 @@ impl<'env> Team<'env> {
         } else {
             let start = Instant::now();
             let outcome = self.handler.dispatch(&header, &request, answer);
-            if start.elapsed() > SLOW {
+            if start.elapsed() > SLOW && buffers.disk.was_read() {
                 pace.careful = CAREFUL;
             }
             self.send(buffers, received.door, header.unique, outcome);
@@ -314,11 +316,10 @@ impl<'env> Team<'env> {
 /// Looks for a request for a short time without sleeping; none if there is none, or the connection has ended.
 fn look<'a>(
     glance: &'a OwnedFd,
-    start: Instant,
     pace: &mut Pace,
     buffers: &mut Buffers,
 ) -> std::result::Result<Option<Received<'a>>, Errno> {
-    let mut turn = start;
+    let start = Instant::now();
     let mut arrival = Arrival::Waiting;
     loop {
         match rustix::io::read(glance, buffers.message_space()) {
@@ -331,17 +332,11 @@ fn look<'a>(
             Err(Errno::NODEV | Errno::CONNABORTED) => return Ok(None),
             Err(errno) => return Err(errno),
         }
-        arrival = Arrival::Soon;
-        let now = Instant::now();
-        if now.duration_since(turn) > DISTURBED && turn != start {
-            // Another thread ran here and made no request: it wants the processor more than we do.
-            pace.rest = REST;
+        arrival = Arrival::Seen;
+        if start.elapsed() > SPIN {
+            pace.looked_in_vain();
             return Ok(None);
         }
-        if now.duration_since(start) > SPIN {
-            return Ok(None);
-        }
-        turn = now;
-        std::thread::yield_now();
+        std::hint::spin_loop();
     }
 }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 use rustix::thread::CpuSet;
 
+use super::disk::DiskReads;
 use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
 use super::workers::Workers;
 use crate::error::{Errno, Error, Result};
@@ -38,8 +39,8 @@ const PAYLOAD_MIN: usize = 128 << 10;
 /// The longest answer to a request whose data is in the payload buffer.
 const SHORT_ANSWER: usize = 128;
 
-/// An answer that took longer shows that answers depend on a disk now.
-const SLOW: Duration = Duration::from_micros(500);
+/// An answer that took longer may have waited for a disk.
+const SLOW: Duration = Duration::from_micros(200);
 
 /// For how many requests a slow answer has reads handed to workers.
 const CAREFUL: u32 = 64;
@@ -162,7 +163,16 @@ fn queue_thread(
     tell(report, Ok(()));
     let Ok((handler, workers)) = started.recv() else { return };
     let outbox = Arc::new(Outbox { finished: Mutex::default(), waker });
-    let mut queue = Queue { ring, outbox, handler, workers, scratch: Vec::new(), pending: 0, careful: 0 };
+    let mut queue = Queue {
+        ring,
+        outbox,
+        handler,
+        workers,
+        scratch: Vec::new(),
+        pending: 0,
+        careful: 0,
+        disk: DiskReads::default(),
+    };
     queue.serve();
 }
 
@@ -224,6 +234,7 @@ struct Queue {
     pending: u32,
     /// Requests for which reads are handed to workers.
     careful: u32,
+    disk: DiskReads,
 }
 
 impl Queue {
@@ -285,7 +296,8 @@ impl Queue {
         } else {
             let start = Instant::now();
             answer(&self.handler, &mut entry, &mut self.scratch);
-            self.careful = if start.elapsed() > SLOW { CAREFUL } else { self.careful.saturating_sub(1) };
+            let waited = start.elapsed() > SLOW && self.disk.was_read();
+            self.careful = if waited { CAREFUL } else { self.careful.saturating_sub(1) };
             self.commit(entry, commit_id);
         }
     }
