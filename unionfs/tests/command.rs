@@ -148,11 +148,16 @@ mod command {
         println!("SKIP: {reason}");
     }
 
+    fn is_installed(program: &str) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+    }
+
     fn cannot_mount() -> bool {
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
         if device.is_err() {
             skip("/dev/fuse cannot be opened");
-        } else if !is_root() && run(Command::new("fusermount3").arg("-V")).status.code() != Some(0) {
+        } else if !is_root() && !is_installed("fusermount3") {
             skip("not root and no fusermount3");
         } else {
             return false;
@@ -339,7 +344,7 @@ mod command {
         };
         let mut probe = Command::new(env!("CARGO_BIN_EXE_unionfs"));
         as_plain_user(probe.arg("--version"));
-        if probe.output().is_err() || run(Command::new("fusermount3").arg("-V")).status.code() != Some(0) {
+        if probe.output().is_err() || !is_installed("fusermount3") {
             return skip("no fusermount3, or the program cannot be run by another user");
         }
         let mut command = scene.command(&[]);
@@ -379,6 +384,26 @@ mod command {
                 assert_eq!(text(&shown.stdout), "777\n", "{transport}: {change}");
             }
         }
+    }
+
+    #[test]
+    fn a_descriptor_that_the_caller_has_mounted_is_taken_over() {
+        if cannot_mount() || !is_root() || !is_installed("mount.fuse3") {
+            return skip("needs root and mount.fuse3");
+        }
+        let scene = Scene::new();
+        let options = format!("drop_privileges,lowerdir={}", scene.path("lower").display());
+        let mut command = Command::new("mount.fuse3");
+        command.arg("none").arg(scene.path("mnt")).args([
+            "-t",
+            env!("CARGO_BIN_EXE_unionfs"),
+            "-o",
+            &options,
+        ]);
+        let output = run(&mut command);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(fs::read_to_string(scene.path("mnt/file")).unwrap(), "lower\n");
+        assert!(umount(&scene.path("mnt")).status.success());
     }
 
     #[test]
