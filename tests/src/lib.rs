@@ -20,6 +20,7 @@ pub mod history;
 pub mod mounted;
 pub mod operation;
 pub mod oracle;
+pub mod program;
 pub mod random;
 mod rehearsal;
 pub mod require;
