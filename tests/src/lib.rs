@@ -10,6 +10,7 @@
 //! | `E2E_DIR=DIR` | where scratch directories are made, instead of the temporary directory |
 //! | `E2E_OPS=N` | number of random operations of a parity run |
 //! | `E2E_SEED=N` | seed of a parity run |
+//! | `E2E_WITHOUT=CALL,CALL` | calls that a parity run leaves out, to look past a known difference |
 //! | `E2E_KILLS=N` | how often the crash tier kills the server |
 //! | `E2E_FILES=N` | number of files of the limits tier |
 //! | `E2E_AS=user\|userns\|single` | set by the harness for its own re-execution as an ordinary user |

@@ -192,12 +192,16 @@ impl Mounted {
         self.mount();
     }
 
-    /// Kills the server (SIGKILL) and removes the dead mount.
-    pub fn kill(&mut self) {
+    /// Kills the server (SIGKILL); the dead mount stays until [`Self::clear`].
+    pub fn kill_server(&mut self) {
         let Some(mut server) = self.server.take() else { return };
         server.kill().unwrap();
         server.wait().unwrap();
         self.watchdog = None;
+    }
+
+    /// Removes the mount of a killed server.
+    pub fn clear(&mut self) {
         unmount(&self.layers.target);
     }
 }
