@@ -12,7 +12,8 @@ use crate::cgroup::layout::Layout;
 use crate::cgroup::{self, Cgroups};
 use crate::error::{Class, During, Error, Result, best_effort, shown};
 use crate::idmap::{self, Caller, IdMap, Kind};
-use crate::process::{Launch, Remains, parent};
+use crate::process::parent::{self, End};
+use crate::process::{Launch, Remains};
 use crate::seccomp;
 use crate::spec::ContainerSpec;
 use crate::state::{self, Outcome, Place, Process, RECORD_VERSION, Record, Status, Store, Text};
@@ -40,22 +41,16 @@ pub fn run(store: &Store, request: Request, warn: &mut dyn FnMut(&str)) -> Resul
     let (place, lock) = store.create(&request.id, &request.name)?;
     let name = request.name.clone();
     let remove = request.spec.remove;
-    let outcome = run_in(store, &place, &lock, request, ids, warn);
-    match &outcome {
-        // A container that never started leaves nothing worth keeping.
-        Err(_) => {
+    let end = run_in(store, &place, &lock, request, ids, warn);
+    // What never ran leaves nothing worth keeping.
+    let keep = !remove && end.as_ref().is_ok_and(|end| end.started);
+    if !keep {
+        if place.path().exists() {
             best_effort(delete(&place, &caller), "`runner rm` finds what is left");
-            store.free_name(&name);
         }
-        Ok(_) if remove => {
-            if place.path().exists() {
-                delete(&place, &caller)?;
-            }
-            store.free_name(&name);
-        }
-        Ok(_) => {}
+        store.free_name(&name);
     }
-    outcome
+    end?.outcome
 }
 
 /// The ids that this host grants; fewer when its helpers cannot work.
@@ -75,7 +70,7 @@ fn run_in(
     request: Request,
     ids: IdMap,
     warn: &mut dyn FnMut(&str),
-) -> Result<u8> {
+) -> Result<End> {
     make_directories(place, &request.spec)?;
     let etc_files = write_etc(place, &request.spec)?;
     let cgroups = cgroup::prepare(&request.spec.limits, &request.id)?;
@@ -94,12 +89,15 @@ fn run_in(
     best_effort(place.save(&record), "`runner ps` shows the container without its process");
     // The server removes them in the end, whatever becomes of this process.
     cgroups.leave();
-    let code = running.wait(warn)?;
-    if !record.remove {
+    let end = running.wait(warn)?;
+    // Only what a killed server has left is still there.
+    best_effort(cgroup::remove(&launch.remains.cgroups), "`runner rm` tries again");
+    if !record.remove && end.started {
+        let code = end.outcome.as_ref().map_or_else(Error::run_exit_code, |code| *code);
         record.outcome = Some(Outcome { code, finished: state::now() });
         place.save(&record)?;
     }
-    Ok(code)
+    Ok(end)
 }
 
 fn launch(
@@ -256,7 +254,7 @@ pub fn prune(store: &Store) -> Result<()> {
             best_effort(remove(store, &place, WhenRunning::Refuse), "`runner rm` tells why");
         }
     }
-    Ok(())
+    store.free_dead_names()
 }
 
 /// Deletes a container's directory; files of other ids from within a user namespace that has these ids.

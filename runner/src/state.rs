@@ -277,6 +277,20 @@ impl Store {
         Ok(first)
     }
 
+    /// Frees the names of containers that are gone.
+    pub fn free_dead_names(&self) -> Result<()> {
+        let directory = self.path.join("names");
+        for entry in fs::read_dir(&directory).during(format_args!("list {}", shown(&directory)))? {
+            let link = entry.during(format_args!("list {}", shown(&directory)))?.path();
+            // A container takes its place before its name, so that a new name always leads somewhere.
+            let dead = fs::read_link(&link).is_ok_and(|id| !self.path.join("containers").join(id).exists());
+            if dead {
+                best_effort(fs::remove_file(&link), "the next that wants the name takes it over");
+            }
+        }
+        Ok(())
+    }
+
     /// Frees a name.
     pub fn free_name(&self, name: &str) {
         let link = self.path.join("names").join(name);

@@ -67,6 +67,15 @@ pub(crate) struct Running {
     warnings: Vec<String>,
 }
 
+/// How a container ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// The exit code, or why the command could not be started, or what broke the container.
+    pub(crate) outcome: Result<u8>,
+    /// Whether the command ran at all.
+    pub(crate) started: bool,
+}
+
 /// Starts the processes of a container.
 ///
 /// Preconditions: this process has one thread. `lock` is the lock on the container's directory.
@@ -224,8 +233,8 @@ impl Running {
     /// Waits for the end of the container. `warn` is told what is not as asked.
     ///
     /// # Errors
-    /// Why the container or its command could not be started, or what broke it.
-    pub(crate) fn wait(mut self, warn: &mut dyn FnMut(&str)) -> Result<u8> {
+    /// The runner itself could not wait.
+    pub(crate) fn wait(mut self, warn: &mut dyn FnMut(&str)) -> Result<End> {
         let code = loop {
             for warning in self.warnings.drain(..) {
                 warn(&warning);
@@ -247,10 +256,10 @@ impl Running {
             relay.finish();
         }
         self.finish_server();
-        match self.server_failure.take().or(self.failure.take()) {
-            Some(error) => Err(error),
-            None => Ok(code),
-        }
+        // The command was started when its end of the channel closed with nothing bad said.
+        let started = self.first.channel.is_none() && self.failure.is_none();
+        let failure = self.server_failure.take().or(self.failure.take());
+        Ok(End { outcome: failure.map_or(Ok(code), Err), started })
     }
 
     /// Waits for one round of events; the exit code once the first process has ended.
