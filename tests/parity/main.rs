@@ -2,3 +2,4 @@
 //! numbers and trees are equal, before and after remounts.
 
 mod random;
+mod roles;
