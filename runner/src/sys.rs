@@ -81,11 +81,26 @@ pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the action of a signal to the default.
-pub(crate) fn default_signal_action(signal: i32) {
-    // JUSTIFICATION: nix::sys::signal::signal is unsafe as well.
-    // SAFETY: SIG_DFL installs no handler; the previous action is not needed.
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
+/// Sets the action of every signal to the default: exec would pass on what the caller ignores.
+pub(crate) fn default_signal_actions() {
+    /// The kernel's `struct sigaction` of all zeros: SIG_DFL, no flags, empty mask. No architecture has a larger one.
+    const DEFAULT: [u64; 8] = [0; 8];
+    const SIGNALS: libc::c_int = 64;
+    const MASK_SIZE: usize = 8;
+    for signal in 1..=SIGNALS {
+        // JUSTIFICATION: the C library's call refuses the signals that it uses itself.
+        // SAFETY: the kernel reads one sigaction from DEFAULT; SIG_DFL installs no handler. KILL and STOP are refused,
+        // which changes nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                MASK_SIZE,
+            );
+        }
+    }
 }
 
 /// Removes one capability, by number, from the bounding set.

@@ -67,6 +67,8 @@ fn start(launch: &Launch, ends: Ends) -> std::result::Result<u8, (Channel, Error
 fn isolate(launch: &Launch, runner: &Channel, server: Channel) -> Result<Command> {
     // Nothing of the runner's may be reachable from inside; its ends of the channels would hide its death.
     sys::close_all_but(&[runner.as_fd(), server.as_fd()]).during("close inherited descriptors")?;
+    // While the process may still write to its own memory through /proc.
+    hide_title();
     // Without its maps the process has no ids and may do nothing.
     wait_for_ids(runner)?;
     become_root(launch)?;
@@ -97,7 +99,6 @@ fn isolate(launch: &Launch, runner: &Channel, server: Channel) -> Result<Command
     }
     // Read-only and masked paths come when nothing has to be made any more.
     mounts::close(launch.spec.read_only)?;
-    hide_title();
     command(launch, account, terminal)
 }
 
@@ -259,8 +260,7 @@ fn become_command(launch: &Launch, command: Command) -> Result<Infallible> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::thread::set_no_new_privs(true).during("set no_new_privs")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).during("unblock signals")?;
-    // Rust programs ignore it, and exec would pass that on.
-    sys::default_signal_action(libc::SIGPIPE);
+    sys::default_signal_actions();
     sys::close_on_exec_from(3).during("close descriptors on exec")?;
     // Last: the filter refuses much of the above.
     if let Some(filter) = &launch.filter {
