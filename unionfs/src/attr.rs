@@ -35,7 +35,11 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     if change.size.is_some() && inode.kind != FileKind::Regular {
         return Err(Error::new(if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
     }
-    let need = if change.size == Some(0) { Need::Truncate } else { Need::Data };
+    let need = match change.size {
+        None => Need::Metadata,
+        Some(0) => Need::Truncate,
+        Some(_) => Need::Data,
+    };
     copy_up::ensure_upper(tree, inode, need)?;
     if let Some(size) = change.size {
         file_io::truncate(tree, inode, size, change.kill_suidgid)?;

@@ -4,6 +4,7 @@
 //! the temporary object. Callers say what they need and know nothing more. The copying holds only the object's own
 //! `copy_up` lock: lookups, and reads of the object itself, go on.
 
+mod fill;
 mod metadata;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,14 +13,15 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 
 use crate::error::{Errno, Error, Result};
-use crate::inode::{Data, Inode, Lower, Place, UpperFile};
+use crate::inode::{Data, Inode, Lower, Place, State, UpperFile};
 use crate::inode_table::ObjectKey;
 use crate::request::FileKind;
-use crate::stack::lower::LowerFile;
+use crate::stack::lower::{LowerFile, LowerName};
 use crate::stack::upper::UpperLayer;
 use crate::stack::workdir::Temp;
 use crate::sys::{self, Stat};
 use crate::tree::{Tree, no_whiteouts};
+use crate::upper_file;
 
 /// How much of the object the caller needs on the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) enum Need {
     Data,
     /// Everything but the data, which the caller throws away: an empty file.
     Truncate,
+    /// Everything but the data, which stays where it is: a metacopy, where the mount makes them.
+    Metadata,
 }
 
 /// Makes sure that an object, and so every directory above it, is on the upper.
@@ -46,8 +50,15 @@ pub(crate) fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Resul
             }
             target = place.parent;
         }
-        let need = if target.id == inode.id { need } else { Need::Data };
+        let need = match need {
+            _ if target.id != inode.id => Need::Data,
+            Need::Metadata if !tree.policy.metacopy => Need::Data,
+            need => need,
+        };
         lift(tree, &target, need)?;
+    }
+    if need != Need::Metadata && inode.is_metacopy() {
+        fill::fill(tree, inode, need)?;
     }
     Ok(())
 }
@@ -78,6 +89,8 @@ struct Built<'a> {
     temp: Temp<'a>,
     /// For reading and writing if it is a regular file, else for attributes.
     fd: OwnedFd,
+    /// It has no data of its own.
+    metacopy: bool,
 }
 
 impl CopyUp<'_> {
@@ -91,15 +104,26 @@ impl CopyUp<'_> {
     fn build(&self, source: &LowerFile, stat: &Stat) -> Result<Built<'_>> {
         let temp = self.upper.workdir.temp();
         let fd = self.make(&temp, source, stat)?;
-        if stat.kind() == FileKind::Regular && self.need == Need::Data && stat.size > 0 {
-            self.copy_data(fd.as_fd(), stat)?;
+        let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
+        match self.need {
+            Need::Data if has_data => self.copy_data(fd.as_fd(), stat)?,
+            Need::Metadata if has_data => {
+                // Set while the mode still lets an ordinary user do it.
+                self.mark_metacopy(fd.as_fd())?;
+                sys::retry(|| rustix::fs::ftruncate(&fd, stat.size))?;
+            }
+            _ => {}
         }
         metadata::copy(self.tree, source, stat, fd.as_fd(), self.need)?;
-        let synced = self.tree.policy.sync_copy_up && self.need == Need::Data && stat.size > 0;
-        if stat.kind() == FileKind::Regular && synced {
+        if has_data && self.need == Need::Data && self.tree.policy.sync_copy_up {
             sys::retry(|| rustix::fs::fdatasync(&fd))?;
         }
-        Ok(Built { temp, fd })
+        Ok(Built { temp, fd, metacopy: has_data && self.need == Need::Metadata })
+    }
+
+    fn mark_metacopy(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::OPNOTSUPP))?;
+        Ok(sys::xattr::set(fd, &namespace.name("metacopy"), b"", 0)?)
     }
 
     /// Makes an empty object of the right type.
@@ -121,12 +145,8 @@ impl CopyUp<'_> {
     }
 
     fn copy_data(&self, to: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
-        let Lower::File(dir, name) = self.inode.state.read().lower.clone() else {
-            return Err(Error::new(Errno::IO));
-        };
-        let layer = self.tree.stack.lower(&dir)?;
-        let file = layer.open_data(&self.tree.stack.fds, &dir, &name)?;
-        file.copy_data_to(to, stat.size, &layer.no_reflink)
+        let file = upper_file::open_lower_data(self.tree, self.inode)?;
+        file.copy_data_to(to, stat.size, &self.upper.no_reflink)
     }
 
     /// Moves the object to its place and makes the node serve it: disk first, then memory.
@@ -164,12 +184,14 @@ impl CopyUp<'_> {
             if self.inode.is_dir() {
                 state.upper_whiteouts = no_whiteouts();
             } else {
-                state.lower = Lower::None;
+                leave_lower(&mut state, built.metacopy);
             }
         }
         let key = ObjectKey::upper(self.tree.stack.device_index(new.dev), new.ino);
         self.tree.table.rekey(self.inode, key, Some(&place.parent));
-        self.serve(&mut data, built.fd, stat);
+        if !built.metacopy {
+            self.serve(&mut data, built.fd, stat);
+        }
         Ok(())
     }
 
@@ -185,10 +207,12 @@ impl CopyUp<'_> {
             let mut state = self.inode.state.write();
             state.upper = Some(stat.ino);
             state.pinned = Some(Arc::new(pin));
-            state.lower = Lower::None;
+            leave_lower(&mut state, built.metacopy);
         }
         self.tree.table.unkey(self.inode);
-        self.serve(&mut data, built.fd, &stat);
+        if !built.metacopy {
+            self.serve(&mut data, built.fd, &stat);
+        }
         drop(built.temp);
         Ok(())
     }
@@ -199,6 +223,18 @@ impl CopyUp<'_> {
             let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
             *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
         }
+    }
+}
+
+/// Takes the lower part away from a copied-up file; a metacopy keeps where its data is.
+fn leave_lower(state: &mut State, metacopy: bool) {
+    let lower = std::mem::take(&mut state.lower);
+    match lower {
+        Lower::File(dir, name) if metacopy => {
+            state.lower_data.get_or_insert_with(|| Box::new(LowerName { dir, name }));
+        }
+        _ if metacopy => {}
+        _ => state.lower_data = None,
     }
 }
 

@@ -267,7 +267,7 @@ impl Target<'_> {
     fn enter(&self, stat: Stat, fresh_dir: bool) -> Result<(Arc<Inode>, Stat)> {
         self.tree.table.touch(self.parent);
         let version = self.parent.version.load(Ordering::Acquire);
-        let found = Found { stat, upper: Some(None), lower: LowerPart::None };
+        let found = Found { stat, upper: Some(None), lower: LowerPart::None, data: None };
         let entered = self.tree.enter(self.parent, FileName::new(self.name)?, found, version);
         let (inode, stat) = entered.ok_or(Error::new(Errno::IO))?;
         if fresh_dir && stat.is_dir() {

@@ -4,31 +4,25 @@
 //! opened before a copy-up reads what is written after it. Requests hold the node's `data` lock for reading across
 //! their I/O; copy-up takes it for writing to switch the file.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::RwLockWriteGuard;
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
 use crate::attr::without_set_id;
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::handles::FileHandle;
-use crate::inode::{Data, Inode, Lower, UpperFile};
+use crate::inode::{Data, Inode, UpperFile};
 use crate::request::{FileKind, Opened};
 use crate::sys;
 use crate::tree::Tree;
+use crate::upper_file::{self, Access};
 
 /// Bytes that one copy_file_range request moves at most, so that it can be interrupted.
 const COPY_RANGE_MAX: u64 = 64 << 20;
-
-/// What a request does with the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
-    Read,
-    Write,
-}
 
 /// Opens a file. `flags` are those of open(2).
 ///
@@ -75,46 +69,13 @@ fn load(tree: &Tree, inode: &Inode, data: &mut Option<Data>, access: Access) -> 
         Some(Data::Lower(_)) if access == Access::Read => return Ok(()),
         _ => {}
     }
-    let (lower, on_upper) = {
-        let state = inode.state.read();
-        (state.lower.clone(), state.upper.is_some())
-    };
-    *data = Some(match (on_upper, lower) {
-        (true, _) => Data::Upper(open_upper(tree, inode, access)?),
-        (false, Lower::File(dir, name)) if access == Access::Read => {
-            Data::Lower(tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)?)
-        }
-        _ => return Err(Error::new(Errno::IO)),
+    let on_upper = inode.on_upper() && !inode.is_metacopy();
+    *data = Some(match access {
+        _ if on_upper => Data::Upper(upper_file::open(tree, inode, access)?),
+        Access::Read => Data::Lower(upper_file::open_lower_data(tree, inode)?),
+        Access::Write => return Err(Error::new(Errno::IO)),
     });
     Ok(())
-}
-
-/// Opens the upper file of a node, for writing too if it must be, or else if it can be.
-fn open_upper(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
-    let flags = OFlags::NONBLOCK;
-    let open_as = |mode: OFlags| -> Result<(OwnedFd, u32)> {
-        if let Some(pinned) = &inode.state.read().pinned {
-            let path = sys::proc_path(pinned.as_fd());
-            let fd = sys::retry(|| rustix::fs::openat(CWD, &*path, mode | OFlags::CLOEXEC, Mode::empty()))?;
-            let mode = sys::stat_fd(fd.as_fd())?.mode;
-            return Ok((fd, mode));
-        }
-        tree.reach(inode, |parent, name| {
-            let fd = sys::open_at(parent, name, mode | flags, 0)?;
-            let stat = sys::stat_fd(fd.as_fd())?;
-            Ok(((fd, stat.mode), stat.ino))
-        })
-    };
-    let (writable, (fd, mode)) = match (access, open_as(OFlags::RDWR)) {
-        (_, Ok(opened)) => (true, opened),
-        // This process may not write, or not read, what its owner's mode forbids.
-        (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => {
-            (false, open_as(OFlags::RDONLY)?)
-        }
-        (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
-        (_, Err(error)) => return Err(error),
-    };
-    Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid: mode & (libc::S_ISUID | libc::S_ISGID) != 0 })
 }
 
 /// Calls `act` with the file that serves the node, which stays the same for so long.

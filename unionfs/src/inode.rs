@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
-use crate::stack::lower::{LowerDir, LowerFile};
+use crate::stack::lower::{LowerDir, LowerFile, LowerName};
 use crate::stack::marks::DirMarks;
 
 /// An object of the union.
@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub pinned: Option<Arc<OwnedFd>>,
     /// Its part on the lowers.
     pub lower: Lower,
+    /// The lower file that holds the data, while the object itself holds only attributes (metacopy).
+    pub lower_data: Option<Box<LowerName>>,
     /// Names `.wh.*` on the upper part of a directory that has lowers, once read.
     pub upper_whiteouts: Option<Box<DirMarks>>,
     /// Whether the directory has a default ACL: 0 not known, 1 no, 2 yes.
@@ -163,6 +165,11 @@ impl Inode {
             Lower::Dirs(dirs) if !state.unlinked => Arc::clone(dirs),
             _ => Arc::from([]),
         }
+    }
+
+    /// Returns whether the object holds attributes only.
+    pub(crate) fn is_metacopy(&self) -> bool {
+        self.state.read().lower_data.is_some()
     }
 
     /// Returns the present name.

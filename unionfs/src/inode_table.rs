@@ -14,6 +14,7 @@ use crate::error::{Errno, Error, Result};
 use crate::inode::{Inode, KeyCell, Lower, Place, State};
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
+use crate::stack::lower::LowerName;
 
 /// Which object on disk a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -168,6 +169,8 @@ pub(crate) struct Candidate {
     pub upper: Option<u64>,
     /// Part on the lowers.
     pub lower: Lower,
+    /// Where its data is, if it holds only attributes.
+    pub lower_data: Option<LowerName>,
     /// Where it was found.
     pub parent: Arc<Inode>,
     /// The name there.
@@ -226,6 +229,7 @@ impl InodeTable {
             place: Some(Place { parent: candidate.parent, name: candidate.name }),
             upper: candidate.upper,
             lower: candidate.lower,
+            lower_data: candidate.lower_data.map(Box::new),
             ..State::default()
         };
         let inode = Arc::new(Inode::new(id, candidate.ino, candidate.kind, state));

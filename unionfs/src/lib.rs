@@ -38,6 +38,7 @@ mod stack;
 mod sys;
 mod tree;
 pub mod union;
+mod upper_file;
 mod xattr_ops;
 
 pub use error::{Errno, Error, Result};

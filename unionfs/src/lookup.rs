@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
+use crate::name::FileName;
 use crate::ondisk::{self, NameClass, Redirect};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
-use crate::stack::lower::LowerDir;
+use crate::stack::lower::{LowerDir, LowerName};
 use crate::stack::marks::{self, DirAttrs};
 use crate::sys::{self, Stat};
 
@@ -44,6 +45,14 @@ pub(crate) struct Found {
     pub upper: Option<Option<OwnedFd>>,
     /// Its parts on the lowers.
     pub lower: LowerPart,
+    /// The lower file that holds the data, if the object itself holds only attributes.
+    pub data: Option<LowerName>,
+}
+
+impl Found {
+    fn new(stat: Stat, upper: Option<Option<OwnedFd>>) -> Self {
+        Self { stat, upper, lower: LowerPart::None, data: None }
+    }
 }
 
 /// Where an object is on the lowers.
@@ -64,6 +73,15 @@ enum Target {
     Path(Vec<Vec<u8>>),
 }
 
+impl Target {
+    fn name(&self) -> &[u8] {
+        match self {
+            Self::Name(name) => name,
+            Self::Path(path) => path.last().map(Vec::as_slice).unwrap_or_default(),
+        }
+    }
+}
+
 /// Finds `name` in a directory; `None` if it does not exist or is deleted.
 ///
 /// # Errors
@@ -78,13 +96,19 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
         match sys::stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if !stat.is_dir() => {
-                return Ok(Some(Found { stat, upper: Some(None), lower: LowerPart::None }));
+                let mut found = Found::new(stat, Some(None));
+                if let Some(target) = metacopy_target(stack, upper, name, &stat)? {
+                    // A file whose data is nowhere cannot be shown with content that it never had.
+                    let data = find_data(stack, dir.lowers, target, 0)?;
+                    found.data = Some(data.ok_or(Error::new(Errno::IO))?);
+                }
+                return Ok(Some(found));
             }
             Ok(stat) => {
                 let fd = sys::open_at(upper, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
                 let attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
                 let cut = attrs.opaque || (!dir.lowers.is_empty() && (dir.upper_hides)(name)?);
-                let found = Found { stat, upper: Some(Some(fd)), lower: LowerPart::None };
+                let found = Found::new(stat, Some(Some(fd)));
                 if cut {
                     return Ok(Some(found));
                 }
@@ -131,25 +155,26 @@ fn find_below(
     let mut next_layer = 0;
     while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
         next_layer = candidate.layer + 1;
-        let Some(parent) = candidate.parent.clone() else {
+        let Some(parent) = candidate.parent else {
             if candidate.cut {
                 break;
             }
             continue;
         };
-        let last_layer = next_candidate_exists(stack, lowers, &target, next_layer);
-        match probe(stack, &parent, candidate.name(&target), !last_layer)? {
+        let more_below = next_candidate_exists(stack, lowers, &target, next_layer);
+        match probe(stack, &parent, target.name(), more_below)? {
             Probe::Missing => {}
             Probe::Stop => break,
             Probe::Object(stat, ..) if !stat.is_dir() => {
                 if found.is_none() {
-                    return Ok(Some(Found { stat, upper: None, lower: LowerPart::File(parent) }));
+                    let data = if more_below { lower_data(stack, lowers, &parent, &target, &stat)? } else { None };
+                    return Ok(Some(Found { stat, upper: None, lower: LowerPart::File(parent), data }));
                 }
                 break;
             }
             Probe::Object(stat, dir, attrs) => {
                 if found.is_none() {
-                    found = Some(Found { stat, upper: None, lower: LowerPart::None });
+                    found = Some(Found::new(stat, None));
                 }
                 let sealed = dir.as_ref().is_some_and(|dir| dir.sealed);
                 dirs.extend(dir);
@@ -168,21 +193,82 @@ fn find_below(
     Ok(found)
 }
 
+/// Returns where the data of a file is that holds only attributes (metacopy); `None` for a whole file.
+fn metacopy_target(stack: &LayerStack, dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<Option<Target>> {
+    if stat.kind() != FileKind::Regular || stat.size == 0 {
+        return Ok(None);
+    }
+    match sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")) {
+        Ok(_) => {}
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
+    let redirect = match sys::xattr::get_at(dir, name, &stack.namespace.name("redirect")) {
+        Ok(value) => Some(marks::parse_redirect(&value, stack.follow)?),
+        Err(Errno::NODATA) => None,
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok(Some(redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()))))
+}
+
+/// Returns where the data of a file on a lower is, if it holds only attributes.
+fn lower_data(
+    stack: &LayerStack,
+    lowers: &[Arc<LowerDir>],
+    parent: &LowerDir,
+    target: &Target,
+    stat: &Stat,
+) -> Result<Option<LowerName>> {
+    let layer = stack.lower(parent)?;
+    let fd = layer.dir_fd(&stack.fds, parent)?;
+    match metacopy_target(stack, fd.as_fd(), target.name(), stat)? {
+        None => Ok(None),
+        Some(next) => find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO)).map(Some),
+    }
+}
+
+/// Finds the first whole regular file below, from layer `from` on.
+fn find_data(
+    stack: &LayerStack,
+    lowers: &[Arc<LowerDir>],
+    mut target: Target,
+    from: usize,
+) -> Result<Option<LowerName>> {
+    let mut next_layer = from;
+    while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
+        next_layer = candidate.layer + 1;
+        let Some(parent) = candidate.parent else {
+            if candidate.cut {
+                break;
+            }
+            continue;
+        };
+        let more_below = next_candidate_exists(stack, lowers, &target, next_layer);
+        match probe(stack, &parent, target.name(), more_below)? {
+            Probe::Missing => {}
+            Probe::Object(stat, ..) if stat.kind() == FileKind::Regular => {
+                let fd = stack.lower(&parent)?.dir_fd(&stack.fds, &parent)?;
+                let deeper =
+                    if more_below { metacopy_target(stack, fd.as_fd(), target.name(), &stat)? } else { None };
+                let Some(deeper) = deeper else {
+                    let name = FileName::new(target.name())?;
+                    drop(fd);
+                    return Ok(Some(LowerName { dir: parent, name }));
+                };
+                target = deeper;
+            }
+            Probe::Stop | Probe::Object(..) => break,
+        }
+    }
+    Ok(None)
+}
+
 /// The next layer in which the target may be, with the directory there that would hold it.
 struct Candidate {
     layer: usize,
     parent: Option<Arc<LowerDir>>,
     /// A whiteout or an opaque directory on the way of a path: nothing below counts.
     cut: bool,
-}
-
-impl Candidate {
-    fn name<'t>(&self, target: &'t Target) -> &'t [u8] {
-        match target {
-            Target::Name(name) => name,
-            Target::Path(path) => path.last().map(Vec::as_slice).unwrap_or_default(),
-        }
-    }
 }
 
 fn next_candidate(

@@ -23,7 +23,7 @@ use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
 use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
-use crate::stack::lower::{DirFd, LowerDir, LowerFile};
+use crate::stack::lower::{DirFd, LowerDir, LowerFile, LowerName};
 use crate::stack::marks::{self, DirMarks};
 use crate::sys::{self, Stat};
 
@@ -60,6 +60,8 @@ pub(crate) struct Policy {
     pub sync_copy_up: bool,
     /// fsync requests reach the disk.
     pub sync_requests: bool,
+    /// Changes of attributes copy no data.
+    pub(crate) metacopy: bool,
     /// Directories with lowers may be renamed.
     pub redirect: bool,
     /// Owners that cannot be stored are left as they are.
@@ -80,6 +82,7 @@ impl Policy {
         Self {
             sync_copy_up: options.fsync.syncs(),
             sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),
+            metacopy: options.metacopy.unwrap_or(true) && features.is_some_and(|f| f.namespace.is_some()),
             redirect: creates && features.is_some_and(|f| f.namespace.is_some()),
             squash_owner: squashes || features.is_some_and(|f| !f.chown),
             own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
@@ -236,7 +239,27 @@ impl Tree {
 
     /// Returns the attributes of the object that serves a node, from its layer.
     pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
-        if let Some(Data::Upper(file)) = &*inode.data.read() {
+        let mut stat = self.own_stat(inode)?;
+        let state = inode.state.read();
+        if state.upper.is_none() && state.unlinked {
+            stat.nlink = stat.nlink.saturating_sub(1);
+        }
+        let data = state.lower_data.clone();
+        drop(state);
+        if let Some(data) = data {
+            stat.blocks = self.lower_blocks(&data).unwrap_or(stat.blocks);
+        }
+        Ok(stat)
+    }
+
+    /// Returns how many blocks a lower file has.
+    fn lower_blocks(&self, file: &LowerName) -> Result<u64> {
+        let layer = self.stack.lower(&file.dir)?;
+        Ok(layer.stat(&self.stack.fds, &file.dir, file.name.as_bytes())?.blocks)
+    }
+
+    fn own_stat(&self, inode: &Inode) -> Result<Stat> {
+        if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
             return Ok(sys::stat_fd(file.fd.as_fd())?);
         }
         if inode.on_upper() {
@@ -249,14 +272,10 @@ impl Tree {
             return self.reach(inode, |parent, name| sys::stat_at(parent, name).map(|stat| (stat, stat.ino)));
         }
         let lower = inode.state.read().lower.clone();
-        let mut stat = match lower {
-            Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes())?,
-            _ => self.pin_lower(inode)?.stat()?,
-        };
-        if inode.state.read().unlinked {
-            stat.nlink = stat.nlink.saturating_sub(1);
+        match lower {
+            Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes()),
+            _ => self.pin_lower(inode)?.stat(),
         }
-        Ok(stat)
     }
 
     /// Translates a layer's attributes into those to show.
@@ -345,7 +364,10 @@ impl Tree {
         found: Found,
         version: u64,
     ) -> Option<(Arc<Inode>, Stat)> {
-        let Found { stat, upper, lower } = found;
+        let Found { mut stat, upper, lower, data } = found;
+        if let Some(data) = &data {
+            stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
+        }
         let device = self.stack.device_index(stat.dev);
         let key = match (&upper, &lower) {
             (Some(_), _) => ObjectKey::upper(device, stat.ino),
@@ -364,6 +386,7 @@ impl Tree {
                 LowerPart::Dirs(dirs) => Lower::Dirs(dirs.into()),
                 LowerPart::File(dir) => Lower::File(dir, name.clone()),
             },
+            lower_data: data,
             parent: Arc::clone(parent),
             name,
         };

@@ -3,7 +3,6 @@
 //! Adapters decode a request, call one method and encode its result. Everything works without a mount.
 
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +10,7 @@ use crate::create::{self, New};
 use crate::error::{Errno, Error, Result};
 use crate::handles::DirHandle;
 use crate::inode::Inode;
-use crate::lookup::{DirView, Found, LowerPart};
+use crate::lookup::{DirView, Found};
 use crate::merge::{self, ListedName, Listing};
 use crate::name::FileName;
 use crate::options::MountOptions;
@@ -19,7 +18,7 @@ use crate::rename::End;
 use crate::request::{
     Attr, Caller, DirEntry, Entry, Fh, FileKind, NodeId, Opened, RenameMode, SetAttr, StatFs,
 };
-use crate::sys::{self, Stat};
+use crate::sys::Stat;
 use crate::tree::Tree;
 use crate::{attr, file_io, lookup, remove, rename, xattr_ops};
 
@@ -397,22 +396,13 @@ impl Union {
     fn find_listed(&self, parent: &Inode, listed: &ListedName<'_>) -> Result<Option<Found>> {
         let hold = self.tree.hold(parent)?;
         if listed.layer == merge::UPPER {
-            if listed.kind == FileKind::Directory {
-                return hold.find(listed.name);
-            }
-            let stat = sys::stat_at(self.tree.upper_fd(parent)?.as_fd(), listed.name)?;
-            return Ok(Some(Found { stat, upper: Some(None), lower: LowerPart::None }));
+            return hold.find(listed.name);
         }
         let serves = |dir: &crate::stack::lower::LowerDir| dir.layer + 1 == usize::from(listed.layer);
         let Some(at) = hold.lowers.iter().position(|dir| serves(dir)) else { return Ok(None) };
         let lowers = hold.lowers.get(at..).unwrap_or_default();
-        if listed.kind == FileKind::Directory {
-            let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
-            return lookup::find(&self.tree.stack, &view, listed.name);
-        }
-        let Some(dir) = lowers.first() else { return Ok(None) };
-        let stat = self.tree.stack.lower(dir)?.stat(&self.tree.stack.fds, dir, listed.name)?;
-        Ok(Some(Found { stat, upper: None, lower: LowerPart::File(Arc::clone(dir)) }))
+        let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
+        lookup::find(&self.tree.stack, &view, listed.name)
     }
 
     /// Closes a directory.

@@ -44,7 +44,7 @@ pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
 /// Sets an attribute. `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
 pub(crate) fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     let stored = stored_name(tree, name, Errno::PERM)?;
-    copy_up::ensure_upper(tree, inode, Need::Data)?;
+    copy_up::ensure_upper(tree, inode, Need::Metadata)?;
     let pin = tree.pin_upper(inode)?;
     sys::xattr::set(pin.as_fd(), &stored, value, flags)?;
     inode.state.write().default_acl = 0;
@@ -60,7 +60,7 @@ pub(crate) fn remove(tree: &Tree, inode: &Arc<Inode>, name: &[u8]) -> Result<()>
     if !inode.on_upper() {
         get(tree, inode, name)?;
     }
-    copy_up::ensure_upper(tree, inode, Need::Data)?;
+    copy_up::ensure_upper(tree, inode, Need::Metadata)?;
     sys::xattr::remove(tree.pin_upper(inode)?.as_fd(), &stored)?;
     inode.state.write().default_acl = 0;
     Ok(())

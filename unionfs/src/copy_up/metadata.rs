@@ -17,7 +17,7 @@ use crate::stack::lower::LowerFile;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
 
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 /// Gives `to`, an object in the workdir, everything that `source` has but its data.
@@ -44,11 +44,11 @@ pub(super) fn copy(
     }
     for name in sys::xattr::names(&names).filter(|name| !is_user(name)) {
         // A truncated file loses its capability, as with truncate(2).
-        if need == Need::Data || name != CAPABILITY {
+        if need != Need::Truncate || name != CAPABILITY {
             copy_xattr(source, to, name)?;
         }
     }
-    if need == Need::Data {
+    if need != Need::Truncate {
         set_times(to, stat)?;
     }
     Ok(())

@@ -26,8 +26,6 @@ pub(crate) struct LowerLayer {
     root_stat: Stat,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
-    /// No file of this layer could be reflinked to the upper so far; asking again is a wasted call.
-    pub(crate) no_reflink: AtomicBool,
 }
 
 /// A directory of a lower layer. Its place never changes, so it is a name and a parent; a descriptor exists only
@@ -87,6 +85,15 @@ impl LowerDir {
         components.reverse();
         components.join(&b'/')
     }
+}
+
+/// A name in a directory of a lower layer.
+#[derive(Clone, Debug)]
+pub(crate) struct LowerName {
+    /// The directory.
+    pub dir: Arc<LowerDir>,
+    /// The name in it.
+    pub name: FileName,
 }
 
 /// An object of a lower layer, held open. It can be read; nothing about it can be changed.
@@ -170,7 +177,7 @@ impl LowerLayer {
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let root = open_tree(&plain, c"", clone).unwrap_or(plain);
         let root_stat = sys::stat_fd(root.as_fd())?;
-        Ok(Self { root, root_stat, hidden: Vec::new(), no_reflink: AtomicBool::new(false) })
+        Ok(Self { root, root_stat, hidden: Vec::new() })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.

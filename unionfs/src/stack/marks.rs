@@ -58,7 +58,7 @@ pub(crate) fn read_attrs(dir: BorrowedFd<'_>, namespace: Namespace, follow: Foll
                 _ => {}
             }
         } else if name == redirect_name {
-            attrs.redirect = Some(parse(&sys::xattr::get(dir, name)?, follow)?);
+            attrs.redirect = Some(parse_redirect(&sys::xattr::get(dir, name)?, follow)?);
         }
     }
     attrs.opaque = attrs.opaque || has_opaque_file(dir);
@@ -74,7 +74,11 @@ pub(crate) enum Follow {
     No,
 }
 
-fn parse(value: &[u8], follow: Follow) -> Result<Redirect> {
+/// Parses a redirect by the rules of this mount.
+///
+/// # Errors
+/// EINVAL and EACCES for a bad one, EPERM for any where they are not followed.
+pub(crate) fn parse_redirect(value: &[u8], follow: Follow) -> Result<Redirect> {
     if follow == Follow::No {
         return Err(Error::new(Errno::PERM));
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -19,6 +20,8 @@ pub(crate) struct UpperLayer {
     pub workdir: Workdir,
     /// What the file system can do.
     pub features: Features,
+    /// No lower could be reflinked here so far; asking again is a wasted call.
+    pub(crate) no_reflink: AtomicBool,
 }
 
 impl UpperLayer {
@@ -33,7 +36,7 @@ impl UpperLayer {
 
     /// Puts together what was opened and probed.
     pub(crate) fn new(root: OwnedFd, root_stat: Stat, workdir: Workdir, features: Features) -> Self {
-        Self { root, root_stat, workdir, features }
+        Self { root, root_stat, workdir, features, no_reflink: AtomicBool::new(false) }
     }
 
     /// Returns the root directory.

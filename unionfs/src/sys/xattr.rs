@@ -17,6 +17,12 @@ pub(crate) fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
     fill(|buffer| rustix::fs::getxattr(path.as_str(), name, buffer))
 }
 
+/// Returns the value of attribute `name` of the object `file` in `dir`, a symbolic link not followed.
+pub(crate) fn get_at(dir: BorrowedFd<'_>, file: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
+    let path = [super::proc_path(dir).as_bytes(), b"/", file].concat();
+    fill(|buffer| rustix::fs::lgetxattr(path.as_slice(), name, buffer))
+}
+
 /// Returns the names, each ended by NUL.
 pub(crate) fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let path = super::proc_path(fd);

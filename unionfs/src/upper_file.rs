@@ -1,0 +1,65 @@
+//! Opening the file that holds a node's data.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::inode::{Inode, Lower, UpperFile};
+use crate::stack::lower::LowerFile;
+use crate::sys;
+use crate::tree::Tree;
+
+/// What a request does with the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Reads it.
+    Read,
+    /// Changes it.
+    Write,
+}
+
+/// Opens the upper file of a node, for writing too if it must be, or else if it can be.
+pub(crate) fn open(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
+    let flags = OFlags::NONBLOCK;
+    let open_as = |mode: OFlags| -> Result<(OwnedFd, u32)> {
+        if let Some(pinned) = &inode.state.read().pinned {
+            let path = sys::proc_path(pinned.as_fd());
+            let fd = sys::retry(|| rustix::fs::openat(CWD, &*path, mode | OFlags::CLOEXEC, Mode::empty()))?;
+            let mode = sys::stat_fd(fd.as_fd())?.mode;
+            return Ok((fd, mode));
+        }
+        tree.reach(inode, |parent, name| {
+            let fd = sys::open_at(parent, name, mode | flags, 0)?;
+            let stat = sys::stat_fd(fd.as_fd())?;
+            Ok(((fd, stat.mode), stat.ino))
+        })
+    };
+    let (writable, (fd, mode)) = match (access, open_as(OFlags::RDWR)) {
+        (_, Ok(opened)) => (true, opened),
+        // This process may not write, or not read, what its owner's mode forbids.
+        (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => {
+            (false, open_as(OFlags::RDONLY)?)
+        }
+        (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
+        (_, Err(error)) => return Err(error),
+    };
+    Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid: mode & (libc::S_ISUID | libc::S_ISGID) != 0 })
+}
+
+/// Opens the lower file that holds a node's data: its own, or for a metacopy the one it was made from.
+///
+/// # Errors
+/// EIO if the node is no file with data on a lower.
+pub(crate) fn open_lower_data(tree: &Tree, inode: &Inode) -> Result<LowerFile> {
+    let (dir, name) = {
+        let state = inode.state.read();
+        match (&state.lower_data, &state.lower) {
+            (Some(data), _) => (Arc::clone(&data.dir), data.name.clone()),
+            (None, Lower::File(dir, name)) => (Arc::clone(dir), name.clone()),
+            _ => return Err(Error::new(Errno::IO)),
+        }
+    };
+    tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)
+}
