@@ -44,26 +44,79 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     if let Some(size) = change.size {
         file_io::truncate(tree, inode, size, change.kill_suidgid)?;
     }
-    let owner = wanted_owner(tree, change)?;
+    let mut owner = wanted_owner(tree, change)?;
+    if change.is_empty() && !inode.is_dir() {
+        // chown(2) with both ids -1 changes no owner but takes set-id bits and capability away.
+        owner = Some((None, None));
+    }
     if owner.is_none() && change.mode.is_none() && change.atime.is_none() && change.mtime.is_none() {
         return getattr(tree, inode);
     }
-    let pin = tree.pin_upper(inode)?;
+    if inode.kind == FileKind::Symlink && change.mode.is_some() {
+        return Err(Error::new(Errno::OPNOTSUPP));
+    }
+    let apply = |object: Object<'_>| apply(tree, object, owner, change);
+    let stat = match by_name(tree, inode, &apply) {
+        Some(stat) => stat?,
+        None => apply(Object::Open(tree.pin_upper(inode)?.as_fd()))?,
+    };
+    file_io::note_mode(inode, stat.mode);
+    let stat = if inode.is_metacopy() { tree.stat(inode)? } else { stat };
+    Ok(tree.attr(inode, &stat))
+}
+
+/// How an upper object is named to the calls that change it.
+#[derive(Clone, Copy)]
+enum Object<'a> {
+    /// By a descriptor, for attributes or for data.
+    Open(BorrowedFd<'a>),
+    /// By its name, while nothing renames it.
+    Name(BorrowedFd<'a>, &'a [u8]),
+}
+
+/// Calls `act` with the name of an object, if no descriptor of it is open and its directory is not just changing: two
+/// calls fewer than by a descriptor.
+fn by_name(tree: &Tree, inode: &Inode, act: &dyn Fn(Object<'_>) -> Result<Stat>) -> Option<Result<Stat>> {
+    if inode.is_dir() || inode.data.read().is_some() {
+        return None;
+    }
+    let place = inode.place()?;
+    let _names = place.parent.names.try_lock()?;
+    let unchanged = {
+        let state = inode.state.read();
+        let here = state.place.as_ref().is_some_and(|now| now.is(&place.parent, place.name.as_bytes()));
+        here && state.pinned.is_none()
+    };
+    let parent = tree.upper_fd(&place.parent).ok().filter(|_| unchanged)?;
+    Some(act(Object::Name(parent.as_fd(), place.name.as_bytes())))
+}
+
+fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr) -> Result<Stat> {
     if let Some((uid, gid)) = owner {
-        match rustix::fs::chownat(&pin, c"", uid, gid, AtFlags::EMPTY_PATH) {
+        let done = match object {
+            Object::Open(fd) => rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
+            Object::Name(dir, name) => rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
+        };
+        match done {
             Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => {}
             result => result?,
         }
     }
     if let Some(mode) = change.mode {
-        set_mode(inode, pin.as_fd(), mode)?;
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        match object {
+            Object::Open(fd) => rustix::fs::chmodat(CWD, sys::proc_path(fd), mode, AtFlags::empty())?,
+            // No symbolic link: its kind was checked.
+            Object::Name(dir, name) => rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?,
+        }
     }
     if change.atime.is_some() || change.mtime.is_some() {
-        set_times(pin.as_fd(), change)?;
+        set_times(object, change)?;
     }
-    let stat = sys::stat_fd(pin.as_fd())?;
-    file_io::note_mode(inode, stat.mode);
-    Ok(tree.attr(inode, &stat))
+    Ok(match object {
+        Object::Open(fd) => sys::stat_fd(fd)?,
+        Object::Name(dir, name) => sys::stat_at(dir, name)?,
+    })
 }
 
 type Owner = (Option<Uid>, Option<Gid>);
@@ -78,26 +131,24 @@ fn wanted_owner(tree: &Tree, change: &SetAttr) -> Result<Option<Owner>> {
     Ok((uid.is_some() || gid.is_some()).then(|| (uid.map(Uid::from_raw), gid.map(Gid::from_raw))))
 }
 
-fn set_mode(inode: &Inode, pin: BorrowedFd<'_>, mode: u32) -> Result<()> {
-    if inode.kind == FileKind::Symlink {
-        return Err(Error::new(Errno::OPNOTSUPP));
-    }
-    let mode = Mode::from_raw_mode(mode & 0o7777);
-    Ok(rustix::fs::chmodat(CWD, sys::proc_path(pin), mode, AtFlags::empty())?)
-}
-
-fn set_times(pin: BorrowedFd<'_>, change: &SetAttr) -> Result<()> {
+fn set_times(object: Object<'_>, change: &SetAttr) -> Result<()> {
     let time = |time: Option<SetTime>| match time {
         None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         Some(SetTime::At(at)) => Timespec { tv_sec: at.sec, tv_nsec: at.nsec.into() },
     };
     let times = Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) };
-    match rustix::fs::utimensat(pin, c"", &times, AtFlags::EMPTY_PATH) {
+    let fd = match object {
+        Object::Name(dir, name) => {
+            return Ok(rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?);
+        }
+        Object::Open(fd) => fd,
+    };
+    match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
         Err(Errno::INVAL) => {}
         result => return Ok(result?),
     }
-    Ok(rustix::fs::utimensat(CWD, sys::proc_path(pin), &times, AtFlags::empty())?)
+    Ok(rustix::fs::utimensat(CWD, sys::proc_path(fd), &times, AtFlags::empty())?)
 }
 
 /// Returns the totals of the upper's file system, or of the top lower's in a read-only mount.

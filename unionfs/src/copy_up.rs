@@ -73,7 +73,11 @@ fn lift(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     let name = inode.place().map(|place| place.name);
     let label = name.as_ref().map_or(&b"(unlinked)"[..], |name| name.as_bytes()).to_vec();
     let job = CopyUp { tree, upper, inode, need };
-    job.run().map_err(|error| error.during("copy up", label))
+    job.run().map_err(|error| error.during("copy up", label))?;
+    if inode.kind == FileKind::Regular {
+        tree.idle.used(inode);
+    }
+    Ok(())
 }
 
 /// One copy-up.
@@ -106,7 +110,7 @@ impl CopyUp<'_> {
         let fd = self.make(&temp, source, stat)?;
         let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
         match self.need {
-            Need::Data if has_data => self.copy_data(fd.as_fd(), stat)?,
+            Need::Data if has_data => self.copy_data(fd.as_fd())?,
             Need::Metadata if has_data => {
                 // Set while the mode still lets an ordinary user do it.
                 self.mark_metacopy(fd.as_fd())?;
@@ -144,9 +148,9 @@ impl CopyUp<'_> {
         Ok(sys::pin_at(work, name)?)
     }
 
-    fn copy_data(&self, to: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+    fn copy_data(&self, to: BorrowedFd<'_>) -> Result<()> {
         let file = upper_file::open_lower_data(self.tree, self.inode)?;
-        file.copy_data_to(to, stat.size, &self.upper.no_reflink)
+        file.copy_data_to(to, &self.upper.no_reflink)
     }
 
     /// Moves the object to its place and makes the node serve it: disk first, then memory.
@@ -217,9 +221,9 @@ impl CopyUp<'_> {
         Ok(())
     }
 
-    /// Switches open handles to the new file.
+    /// Switches open handles to the new file, and keeps it for the change that is about to come.
     fn serve(&self, data: &mut Option<Data>, fd: OwnedFd, stat: &Stat) {
-        if self.inode.kind == FileKind::Regular && data.is_some() {
+        if self.inode.kind == FileKind::Regular {
             let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
             *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
         }

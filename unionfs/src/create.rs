@@ -178,6 +178,12 @@ impl Target<'_> {
             let acl = sys::xattr::get(self.fd.as_fd(), DEFAULT_ACL)?;
             sys::xattr::set(nest.as_fd(), DEFAULT_ACL, &acl, 0)?;
         }
+        let parent = sys::stat_fd(self.fd.as_fd())?;
+        if parent.mode & libc::S_ISGID != 0 {
+            rustix::fs::chownat(&nest, c"", None, Some(Gid::from_raw(parent.gid)), AtFlags::EMPTY_PATH)?;
+            let mode = Mode::RWXU | Mode::SGID;
+            rustix::fs::chmodat(CWD, sys::proc_path(nest.as_fd()), mode, AtFlags::empty())?;
+        }
         let made = make_at(nest.as_fd(), self.name, new, mode)?;
         let (stat, fd) = self.finish(nest.as_fd(), self.name, made, new, mode, inherits)?;
         if stat.is_dir() && covered != Covered::No {
@@ -232,35 +238,30 @@ impl Target<'_> {
         }
         let uid = uid.filter(|&uid| uid != stat.uid);
         let gid = gid.filter(|&gid| gid != stat.gid);
-        let sgid = stat.mode & libc::S_ISGID;
-        let inherited_sgid = if stat.is_dir() { self.inherited_sgid()? } else { 0 };
-        let wanted_mode = mode | sgid | inherited_sgid;
-        let chmod = !inherits && !new.is_symlink() && stat.mode & 0o7777 != wanted_mode;
-        if uid.is_none() && gid.is_none() && !chmod {
+        let chown = uid.is_some() || gid.is_some();
+        // What the directory gave: its group, its ACL.
+        let wanted = if inherits || new.is_symlink() {
+            stat.mode & 0o7777
+        } else {
+            mode | (stat.mode & libc::S_ISGID)
+        };
+        let chmod = stat.mode & 0o7777 != wanted || (chown && wanted & 0o6000 != 0);
+        if !chown && !chmod {
             return Ok((stat, fd));
         }
-        if uid.is_some() || gid.is_some() {
+        if chown {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             match rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::PERM | Errno::INVAL) if self.tree.policy.squash_owner => {}
                 result => result?,
             }
         }
-        if chmod || wanted_mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+        if chmod {
             let pin = sys::pin_at(dir, name)?;
-            let mode = if inherits { (stat.mode & 0o777) | (wanted_mode & 0o7000) } else { wanted_mode };
-            rustix::fs::chmodat(
-                CWD,
-                sys::proc_path(pin.as_fd()),
-                Mode::from_raw_mode(mode),
-                AtFlags::empty(),
-            )?;
+            let mode = Mode::from_raw_mode(wanted);
+            rustix::fs::chmodat(CWD, sys::proc_path(pin.as_fd()), mode, AtFlags::empty())?;
         }
         Ok((sys::stat_at(dir, name)?, fd))
-    }
-
-    fn inherited_sgid(&self) -> Result<u32> {
-        Ok(sys::stat_fd(self.fd.as_fd())?.mode & libc::S_ISGID)
     }
 
     /// Makes the node of what was made.

@@ -24,6 +24,9 @@ use crate::upper_file::{self, Access};
 /// Bytes that one copy_file_range request moves at most, so that it can be interrupted.
 const COPY_RANGE_MAX: u64 = 64 << 20;
 
+/// Smallest page size of the platforms, in bytes.
+const PAGE: u64 = 4096;
+
 /// Opens a file. `flags` are those of open(2).
 ///
 /// # Errors
@@ -127,10 +130,12 @@ pub(crate) fn read(tree: &Tree, inode: &Arc<Inode>, offset: u64, buffer: &mut [u
                 Data::Lower(file) => file.read_at(rest, at)?,
                 Data::Upper(file) => sys::retry(|| rustix::io::pread(&file.fd, &mut *rest, at))?,
             };
-            if got == 0 {
+            let short = got < rest.len();
+            done += got;
+            // The page cache ends a read early at the end of the file only, which is seldom the end of a page.
+            if got == 0 || (short && !(at + got as u64).is_multiple_of(PAGE)) {
                 break;
             }
-            done += got;
         }
         Ok(done)
     })

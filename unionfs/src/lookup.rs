@@ -167,7 +167,8 @@ fn find_below(
             Probe::Stop => break,
             Probe::Object(stat, ..) if !stat.is_dir() => {
                 if found.is_none() {
-                    let data = if more_below { lower_data(stack, lowers, &parent, &target, &stat)? } else { None };
+                    let data =
+                        if more_below { lower_data(stack, lowers, &parent, &target, &stat)? } else { None };
                     return Ok(Some(Found { stat, upper: None, lower: LowerPart::File(parent), data }));
                 }
                 break;
@@ -194,7 +195,12 @@ fn find_below(
 }
 
 /// Returns where the data of a file is that holds only attributes (metacopy); `None` for a whole file.
-fn metacopy_target(stack: &LayerStack, dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> Result<Option<Target>> {
+fn metacopy_target(
+    stack: &LayerStack,
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    stat: &Stat,
+) -> Result<Option<Target>> {
     if stat.kind() != FileKind::Regular || stat.size == 0 {
         return Ok(None);
     }
@@ -223,7 +229,9 @@ fn lower_data(
     let fd = layer.dir_fd(&stack.fds, parent)?;
     match metacopy_target(stack, fd.as_fd(), target.name(), stat)? {
         None => Ok(None),
-        Some(next) => find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO)).map(Some),
+        Some(next) => {
+            find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO)).map(Some)
+        }
     }
 }
 

@@ -171,6 +171,18 @@ pub struct SetAttr {
     pub kill_suidgid: bool,
 }
 
+impl SetAttr {
+    /// Returns whether nothing is to be set.
+    pub fn is_empty(&self) -> bool {
+        self.mode.is_none()
+            && self.uid.is_none()
+            && self.gid.is_none()
+            && self.size.is_none()
+            && self.atime.is_none()
+            && self.mtime.is_none()
+    }
+}
+
 /// The answer to open, create and tmpfile.
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {

@@ -78,7 +78,10 @@ impl Policy {
     fn new(options: &MountOptions, stack: &LayerStack) -> Self {
         let features = stack.upper.as_ref().map(|upper| upper.features);
         let creates = matches!(options.redirect_dir, None | Some(RedirectDir::On));
-        let squashes = options.squash_unmapped || options.squash_to_root || options.squash_to_uid.is_some();
+        let squashes = options.squash_unmapped
+            || options.squash_to_root
+            || options.squash_to_uid.is_some()
+            || options.squash_to_gid.is_some();
         Self {
             sync_copy_up: options.fsync.syncs(),
             sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),

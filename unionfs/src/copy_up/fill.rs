@@ -29,7 +29,7 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     } else {
         let capability = sys::xattr::get(file.fd.as_fd(), CAPABILITY).ok();
         let source = upper_file::open_lower_data(tree, inode)?;
-        source.copy_data_to(file.fd.as_fd(), before.size, &upper.no_reflink)?;
+        source.copy_data_to(file.fd.as_fd(), &upper.no_reflink)?;
         if let Some(capability) = capability {
             sys::xattr::set(file.fd.as_fd(), CAPABILITY, &capability, 0)?;
         }

@@ -127,7 +127,7 @@ impl LowerFile {
     }
 
     /// Copies all data into the empty file `to`, sharing blocks if `share` and the file systems can.
-    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>, size: u64, no_reflink: &AtomicBool) -> Result<()> {
+    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<()> {
         if !no_reflink.load(Ordering::Relaxed) {
             match sys::copy::reflink(self.0.as_fd(), to) {
                 Ok(()) => return Ok(()),
@@ -138,7 +138,9 @@ impl LowerFile {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(sys::copy::copy_sparse(self.0.as_fd(), to, size)?)
+        let stat = self.stat()?;
+        let sparse = stat.blocks.saturating_mul(512) < stat.size;
+        Ok(sys::copy::copy_sparse(self.0.as_fd(), to, stat.size, sparse)?)
     }
 
     /// Copies a range into `to`, in the kernel.

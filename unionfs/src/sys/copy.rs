@@ -19,10 +19,18 @@ pub(crate) fn reflink(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Er
 }
 
 /// Copies the first `size` bytes of `from` to the empty file `to`, leaves holes where `from` has them, and gives
-/// `to` exactly that size.
-pub(crate) fn copy_sparse(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+/// `to` exactly that size. `sparse` tells whether there can be holes.
+pub(crate) fn copy_sparse(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    size: u64,
+    sparse: bool,
+) -> Result<(), Errno> {
+    if !sparse && copy_range(from, to, 0, size)? == size {
+        return Ok(());
+    }
     let mut at = 0;
-    while at < size {
+    while at < size && sparse {
         let Some((data, hole)) = next_data(from, at, size)? else { break };
         copy_range(from, to, data, hole)?;
         at = hole;
@@ -46,7 +54,8 @@ fn next_data(from: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option<(u64, u6
     Ok(Some((data, hole.min(size))))
 }
 
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
+/// Copies from `start` to `end` and returns where the data really ended.
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64, Errno> {
     let len = usize::try_from(end - start).unwrap_or(CHUNK).min(CHUNK);
     let mut buffer = vec![0; len];
     let mut at = start;
@@ -61,7 +70,7 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
         write_all(to, part.get(..got).ok_or(Errno::IO)?, at)?;
         at += got as u64;
     }
-    Ok(())
+    Ok(at)
 }
 
 /// Writes all of `data` at `offset`.
