@@ -6,15 +6,13 @@
 //!
 //! Order of files: each uses only files listed below it.
 //!
-//! - 7 `cli`
-//! - 6 `commands` (`run`, `ps`, `rm`, `diff`)
-//! - 5 `container`, `state`
-//! - 4 `process` (`parent`, `server`, `child`, `init`, `channel`, `stdio`)
-//! - 3 `diff`
-//! - 2 `account` (knows `idmap`), `idmap`, `mounts` (knows `cgroup::layout`), `cgroup`, `capabilities`, `seccomp`,
-//!   `network`
-//! - 1 `spec`, `root`, `subid`
-//! - 0 `error`, `sys`
+//! - 6 `cli` (knows `commands`), `commands` (knows `cli`)
+//! - 5 `container`
+//! - 4 `process`, `state`, `diff`
+//! - 3 `account`, `mounts`, `seccomp`
+//! - 2 `capabilities`, `cgroup`, `idmap`, `network`
+//! - 1 `removal`, `root`, `spec`
+//! - 0 `error`, `subid`, `sys`
 
 pub mod account;
 pub mod capabilities;
