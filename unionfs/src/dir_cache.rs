@@ -6,7 +6,6 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use crate::merge::Listing;
-use crate::request::NodeId;
 
 /// Names kept in all listings together: about 20 MB.
 const NAMES: usize = 400_000;
@@ -17,7 +16,7 @@ pub(crate) struct DirCache(Mutex<Cached>);
 
 #[derive(Debug)]
 struct Cached {
-    listings: LruCache<NodeId, (u64, Arc<Listing>)>,
+    listings: LruCache<u64, (u64, Arc<Listing>)>,
     names: usize,
 }
 
@@ -29,20 +28,20 @@ impl Default for DirCache {
 
 impl DirCache {
     /// Returns the listing of a directory as it was at `version`.
-    pub(crate) fn get(&self, id: NodeId, version: u64) -> Option<Arc<Listing>> {
+    pub(crate) fn get(&self, serial: u64, version: u64) -> Option<Arc<Listing>> {
         let mut cached = self.0.lock();
-        let (at, listing) = cached.listings.get(&id)?;
+        let (at, listing) = cached.listings.get(&serial)?;
         (*at == version).then(|| Arc::clone(listing))
     }
 
     /// Keeps a listing. The least recently used ones go when there are too many names.
-    pub(crate) fn put(&self, id: NodeId, version: u64, listing: &Arc<Listing>) {
+    pub(crate) fn put(&self, serial: u64, version: u64, listing: &Arc<Listing>) {
         let mut cached = self.0.lock();
         let weight = |listing: &Listing| listing.len() + 1;
         if weight(listing) > NAMES / 2 {
             return;
         }
-        if let Some((_, old)) = cached.listings.put(id, (version, Arc::clone(listing))) {
+        if let Some((_, old)) = cached.listings.put(serial, (version, Arc::clone(listing))) {
             cached.names -= weight(&old);
         }
         cached.names += weight(listing);

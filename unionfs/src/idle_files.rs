@@ -11,14 +11,13 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use crate::inode::Inode;
-use crate::request::NodeId;
 
 /// Descriptors kept at most.
 const FILES: NonZeroUsize = NonZeroUsize::new(448).unwrap();
 
-/// The files.
+/// The files, by the serial number of their node.
 #[derive(Debug)]
-pub(crate) struct IdleFiles(Mutex<LruCache<NodeId, Arc<Inode>>>);
+pub(crate) struct IdleFiles(Mutex<LruCache<u64, Arc<Inode>>>);
 
 impl Default for IdleFiles {
     fn default() -> Self {
@@ -32,12 +31,12 @@ impl IdleFiles {
     pub(crate) fn used(&self, inode: &Arc<Inode>) {
         let displaced = {
             let mut files = self.0.lock();
-            if files.get(&inode.id).is_some() {
+            if files.get(&inode.serial).is_some() {
                 return;
             }
-            files.push(inode.id, Arc::clone(inode))
+            files.push(inode.serial, Arc::clone(inode))
         };
-        if let Some((_, other)) = displaced.filter(|(id, _)| *id != inode.id) {
+        if let Some((_, other)) = displaced.filter(|(serial, _)| *serial != inode.serial) {
             let mut data = other.data.write();
             if other.opens.load(Ordering::Relaxed) == 0 {
                 let closed = data.take();
@@ -48,8 +47,8 @@ impl IdleFiles {
     }
 
     /// Lets go of a node that the kernel forgot.
-    pub(crate) fn forget(&self, id: NodeId) {
-        let forgotten = self.0.lock().pop(&id);
+    pub(crate) fn forget(&self, serial: u64) {
+        let forgotten = self.0.lock().pop(&serial);
         drop(forgotten);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -19,6 +19,9 @@ use crate::stack::marks::DirMarks;
 pub(crate) struct Inode {
     /// The number the kernel knows it by. Immutable.
     pub id: NodeId,
+    /// A number that no other node of this process ever has: caches are keyed by it, since the kernel's number comes
+    /// back as another object's. Immutable.
+    pub serial: u64,
     /// The inode number to show. Immutable: copy-up does not change it.
     pub ino: u64,
     /// Type. Immutable.
@@ -130,11 +133,14 @@ pub(crate) struct UpperFile {
     pub may_have_suid: bool,
 }
 
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+
 impl Inode {
     /// Makes a node.
     pub(crate) fn new(id: NodeId, ino: u64, kind: FileKind, state: State) -> Self {
         Self {
             id,
+            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
             ino,
             kind,
             refs: AtomicU64::new(1),

@@ -155,6 +155,6 @@ pub(crate) fn forget_name(
     }
     if inode.is_dir() {
         inode.version.fetch_add(1, Ordering::Release);
-        tree.stack.fds.remove(DirKey::Upper(inode.id));
+        tree.stack.fds.remove(DirKey::Upper(inode.serial));
     }
 }

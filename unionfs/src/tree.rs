@@ -147,7 +147,7 @@ impl Tree {
         if dir.id == NodeId::ROOT {
             return Ok(DirFd::Root(self.stack.upper()?.root_fd()));
         }
-        if let Some(fd) = self.stack.fds.get(DirKey::Upper(dir.id)) {
+        if let Some(fd) = self.stack.fds.get(DirKey::Upper(dir.serial)) {
             return Ok(DirFd::Cached(fd));
         }
         // Collect the way up to an ancestor that is open, then go down: no recursion, trees may be deep.
@@ -155,23 +155,25 @@ impl Tree {
         let mut at: Option<Place> = None;
         loop {
             let current: &Inode = at.as_ref().map_or(dir, |place| &place.parent);
-            if current.id == NodeId::ROOT || self.stack.fds.get(DirKey::Upper(current.id)).is_some() {
+            if current.id == NodeId::ROOT || self.stack.fds.get(DirKey::Upper(current.serial)).is_some() {
                 break;
             }
             if let Some(fd) = &current.state.read().pinned {
-                self.stack.fds.put(DirKey::Upper(current.id), Arc::clone(fd));
+                self.stack.fds.put(DirKey::Upper(current.serial), Arc::clone(fd));
                 break;
             }
             let place = current.place().ok_or(Error::new(Errno::NOENT))?;
             missing.push(at.replace(place));
         }
+        let mut opened = None;
         while let Some(place) = missing.pop() {
             let current: &Inode = place.as_ref().map_or(dir, |place| &place.parent);
             let fd = Arc::new(self.open_upper_dir(current)?);
-            self.stack.fds.put(DirKey::Upper(current.id), fd);
+            self.stack.fds.put(DirKey::Upper(current.serial), Arc::clone(&fd));
+            opened = Some(fd);
         }
-        let fd = self.stack.fds.get(DirKey::Upper(dir.id)).ok_or(Error::new(Errno::IO))?;
-        Ok(DirFd::Cached(fd))
+        let fd = opened.or_else(|| self.stack.fds.get(DirKey::Upper(dir.serial)));
+        Ok(DirFd::Cached(fd.ok_or(Error::new(Errno::IO))?))
     }
 
     /// Opens a directory whose parent is open or near it.
@@ -347,7 +349,7 @@ impl Tree {
         }
         loop {
             let version = parent.version.load(Ordering::Acquire);
-            if self.listings.get(parent.id, version).is_some_and(|listing| listing.find(name).is_none()) {
+            if self.listings.get(parent.serial, version).is_some_and(|listing| listing.find(name).is_none()) {
                 return Err(Error::new(Errno::NOENT));
             }
             let hold = self.hold(parent)?;
@@ -395,7 +397,7 @@ impl Tree {
         };
         let inode = self.table.insert(candidate, version)?;
         if let Some(Some(fd)) = upper {
-            self.stack.fds.put(DirKey::Upper(inode.id), Arc::new(fd));
+            self.stack.fds.put(DirKey::Upper(inode.serial), Arc::new(fd));
         }
         Some((inode, stat))
     }
@@ -404,7 +406,7 @@ impl Tree {
     pub(crate) fn forget(&self, id: NodeId, count: u64) {
         for gone in self.table.forget(id, count) {
             if gone.data.read().is_some() {
-                self.idle.forget(gone.id);
+                self.idle.forget(gone.serial);
             }
         }
     }
@@ -418,12 +420,12 @@ impl Tree {
     /// Returns the merged listing of a directory as it is now.
     pub(crate) fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
         let version = dir.version.load(Ordering::Acquire);
-        if let Some(listing) = self.listings.get(dir.id, version) {
+        if let Some(listing) = self.listings.get(dir.serial, version) {
             return Ok(listing);
         }
         let hold = self.hold(dir)?;
         let listing = Arc::new(hold.with_view(|view| merge::list(&self.stack, view))?);
-        self.listings.put(dir.id, version, &listing);
+        self.listings.put(dir.serial, version, &listing);
         Ok(listing)
     }
 

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::request::NodeId;
-
 /// Which directory a cached descriptor is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DirKey {
     /// A directory of a lower layer, by the number of its description.
     Lower(u64),
-    /// A directory of the upper, by its node: it keeps its descriptor when it is renamed.
-    Upper(NodeId),
+    /// A directory of the upper, by its node's serial number: it keeps its descriptor when it is renamed.
+    Upper(u64),
 }
 
 /// Directory descriptors, the least recently used closed first.
