@@ -136,7 +136,7 @@ pub fn sparse(path: &Path, len: u64) -> Result<()> {
     let file = File::create(path).during(format_args!("make {}", path.display()))?;
     file.set_len(len).during(format_args!("grow {}", path.display()))?;
     let block = Random::new(len).text(64 << 10);
-    let step = if len > 1 << 20 { 1 << 20 } else { len.max(1) };
+    let step = len.clamp(1, 1 << 20);
     for offset in (0..len).step_by(step as usize) {
         let part = (len - offset).min(block.len() as u64) as usize;
         let data = block.get(..part).unwrap_or(&block);
