@@ -13,6 +13,8 @@
 //! | `E2E_WITHOUT=CALL,CALL` | calls that a parity run leaves out, to look past a known difference |
 //! | `E2E_KILLS=N` | how often the crash tier kills the server |
 //! | `E2E_FILES=N` | number of files of the limits tier |
+//! | `E2E_FSX_OPS=N` | number of operations of fsx |
+//! | `E2E_TOOLS=DIR` | where pjdfstest and fsx are, instead of target/tools/bin |
 //! | `E2E_AS=user\|userns\|single` | set by the harness for its own re-execution as an ordinary user |
 
 pub mod execute;
@@ -28,6 +30,7 @@ pub mod require;
 pub mod shrink;
 pub mod sides;
 pub mod snapshot;
+pub mod suites;
 pub mod sys;
 pub mod tree;
 pub mod user;

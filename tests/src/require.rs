@@ -21,6 +21,8 @@ pub enum Need {
     Tester,
     /// The union program of this workspace is built.
     Union,
+    /// The external suites are installed below target/tools.
+    Suites,
     /// fuse-overlayfs is installed.
     FuseOverlayfs,
 }
@@ -49,6 +51,10 @@ impl Need {
             Self::Union => {
                 let program = crate::mounted::union_program();
                 (!Path::new(&program).exists()).then(|| format!("{} is not built", program.display()))
+            }
+            Self::Suites => {
+                let there = crate::suites::NAMES.iter().all(|name| crate::suites::program(name).exists());
+                (!there).then(|| "the suites are not installed: cargo xtask external-suites".into())
             }
             Self::FuseOverlayfs => {
                 (!quiet(&["fuse-overlayfs", "--version"])).then(|| "fuse-overlayfs is not installed".into())

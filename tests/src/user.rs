@@ -26,6 +26,20 @@ impl Role {
         }
     }
 
+    /// Returns the words before a command that make it run in this role.
+    fn command(self) -> Vec<&'static str> {
+        let mut words: Vec<&str> = Vec::new();
+        if is_real_root() {
+            words.extend(["setpriv", "--reuid=tester", "--regid=tester", "--init-groups", "--"]);
+        }
+        match self {
+            Self::Plain => {}
+            Self::Namespace => words.extend(["unshare", "-m", "--map-root-user", "--map-auto", "--"]),
+            Self::SingleId => words.extend(["unshare", "-m", "--map-root-user", "--"]),
+        }
+        words
+    }
+
     /// Returns the role that this process was started in by [`run_again`], if any.
     pub fn current() -> Option<Self> {
         let word = std::env::var("E2E_AS").ok()?;
@@ -52,41 +66,50 @@ pub fn owned_ids() -> u64 {
 /// As root of the host the user `tester` is taken; otherwise the present one. The programs are copied to a
 /// directory that this user can reach.
 pub fn run_again(role: Role, filter: &str) {
+    rerun(Some(role), &["--test-threads=2", filter], &[]);
+}
+
+/// Runs an ignored test again, in `role` or as now, telling it in `E2E_ROWS` where to write.
+pub fn run_measurement(role: Option<Role>, filter: &str, rows: &Path) {
+    rerun(role, &["--ignored", "--exact", filter], &[("E2E_ROWS", rows)]);
+}
+
+fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &Path)]) {
     let scratch = tempfile::Builder::new().prefix("e2e-user-").tempdir_in(mounted::scratch_base()).unwrap();
     std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     let test = copy_program(&std::env::current_exe().unwrap(), scratch.path());
     let union = copy_program(&mounted::union_program(), scratch.path());
-    let mut words: Vec<&str> = Vec::new();
-    if is_real_root() {
-        words.extend(["setpriv", "--reuid=tester", "--regid=tester", "--init-groups", "--"]);
+    for suite in crate::suites::NAMES.map(crate::suites::program).iter().filter(|program| program.exists()) {
+        copy_program(suite, scratch.path());
     }
-    match role {
-        Role::Plain => {}
-        Role::Namespace => words.extend(["unshare", "-m", "--map-root-user", "--map-auto", "--"]),
-        Role::SingleId => words.extend(["unshare", "-m", "--map-root-user", "--"]),
-    }
+    let mut words = role.map_or_else(Vec::new, Role::command);
     words.extend(["timeout", "900"]);
-    let output = Command::new(words[0])
+    let word = role.map_or("root", Role::word);
+    let mut command = Command::new(words[0]);
+    command
         .args(&words[1..])
         .arg(&test)
-        .args(["--test-threads=2", filter])
-        .env("E2E_AS", role.word())
+        .args(arguments)
         .env("E2E_UNION", &union)
+        .env("E2E_TOOLS", scratch.path())
         .env("E2E_DIR", scratch.path())
         .env("HOME", scratch.path())
         .env("TMPDIR", scratch.path())
-        .current_dir(scratch.path())
-        .output()
-        .unwrap();
+        .envs(environment.iter().copied())
+        .current_dir(scratch.path());
+    if role.is_some() {
+        command.env("E2E_AS", word);
+    }
+    let output = command.output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap_or_default();
     let stderr = String::from_utf8(output.stderr).unwrap_or_default();
-    for line in stderr.lines().filter(|line| line.starts_with("SKIP ")) {
-        crate::require::say(&format!("{line} (as {})", role.word()));
+    for line in stderr.lines().filter(|line| !line.is_empty()) {
+        crate::require::say(&format!("{line} (as {word})"));
     }
     let summary = stdout.lines().find(|line| line.starts_with("test result:")).unwrap_or("no result");
-    crate::require::say(&format!("as {}: {summary}", role.word()));
-    assert!(output.status.success(), "as {role:?}: {}\n{stdout}\n{stderr}", output.status);
-    assert!(!summary.contains(" 0 passed"), "as {role:?}: no test ran: {summary}");
+    crate::require::say(&format!("as {word}: {summary}"));
+    assert!(output.status.success(), "as {word}: {}\n{stdout}\n{stderr}", output.status);
+    assert!(!summary.contains(" 0 passed"), "as {word}: no test ran: {summary}");
 }
 
 fn copy_program(program: &Path, directory: &Path) -> PathBuf {

@@ -1,0 +1,101 @@
+//! The suites that nobody in this project wrote: pjdfstest and fsx, as crates installed below target/tools.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The programs.
+pub const NAMES: [&str; 2] = ["pjdfstest", "fsx"];
+
+/// What pjdfstest may use: two users that every Debian has, and no remount.
+const CONFIGURATION: &str = "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutimensat = {}\nutime_now = {}\n\
+    [settings]\nnaptime = 0.01\nallow_remount = false\n\
+    [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n";
+
+/// Returns where a suite is installed.
+pub fn program(name: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let tools =
+        std::env::var_os("E2E_TOOLS").map_or_else(|| workspace.join("target/tools/bin"), PathBuf::from);
+    tools.join(name)
+}
+
+/// What pjdfstest said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Number of cases that passed.
+    pub passed: usize,
+    /// Number of cases that do not apply.
+    pub skipped: usize,
+    /// The cases that failed.
+    pub failed: BTreeSet<String>,
+    /// The end of the output, if there is no summary in it.
+    pub broken: Option<String>,
+}
+
+impl Verdict {
+    /// Reads the output: lines "NAME ok", "NAME skipped", "NAME FAILED" with tabbed details.
+    pub fn parse(output: &str) -> Self {
+        let mut verdict = Self::default();
+        for line in output.lines().filter(|line| !line.starts_with(['\t', ' '])) {
+            let mut words = line.split_whitespace();
+            match (words.next(), words.next(), words.next()) {
+                (Some(_), Some("ok" | "success"), None) => verdict.passed += 1,
+                (Some(_), Some("skipped"), None) => verdict.skipped += 1,
+                (Some(name), Some(word), None) if word.eq_ignore_ascii_case("failed") => {
+                    verdict.failed.insert(name.to_owned());
+                }
+                _ => {}
+            }
+        }
+        if !output.contains("Summary: ") {
+            let tail: Vec<&str> = output.lines().rev().take(5).collect();
+            verdict.broken = Some(tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        verdict
+    }
+}
+
+/// Runs pjdfstest in a fresh directory below `root`.
+pub fn pjdfstest(root: &Path) -> (Verdict, String) {
+    let directory = root.join("pjdfstest");
+    std::fs::create_dir_all(&directory).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&directory, mode).unwrap();
+    let configuration = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    std::fs::write(configuration.path(), CONFIGURATION).unwrap();
+    let output = Command::new("timeout")
+        .arg("300")
+        .arg(program("pjdfstest"))
+        .arg("-c")
+        .arg(configuration.path())
+        .arg("-p")
+        .arg(&directory)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat().escape_ascii().to_string().replace("\\n", "\n");
+    let text = text.replace("\\t", "\t");
+    (Verdict::parse(&text), text)
+}
+
+/// Runs `count` operations of fsx on a file `name` below `root`; returns its output if it fails.
+pub fn fsx(root: &Path, name: &str, count: u64, seed: u64) -> Result<(), String> {
+    let artifacts = tempfile::tempdir().unwrap();
+    let output = Command::new("timeout")
+        .arg("600")
+        .arg(program("fsx"))
+        .args(["-N", &count.to_string(), "-S", &seed.to_string(), "-P"])
+        .arg(artifacts.path())
+        .arg(root.join(name))
+        .current_dir(artifacts.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = [output.stdout, output.stderr].concat().escape_ascii().to_string().replace("\\n", "\n");
+    let tail: Vec<&str> = text.lines().rev().take(30).collect();
+    Err(format!("{}: {}", output.status, tail.into_iter().rev().collect::<Vec<_>>().join("\n")))
+}
