@@ -87,3 +87,24 @@ fn a_name_that_was_just_made_can_be_used_in_every_way() {
         }
     });
 }
+
+/// A new directory may have the inode number of a removed one: nothing remembered of that one may answer.
+#[test]
+fn a_new_directory_knows_nothing_of_a_removed_one_whose_number_is_reused() {
+    require!(Fuse, Union);
+    threads(|directory, round| {
+        let old = directory.join(format!("old{round}"));
+        during("mkdir", std::fs::create_dir(&old))?;
+        during("write", std::fs::write(old.join("a"), b"1"))?;
+        during("unlink", std::fs::remove_file(old.join("a")))?;
+        assert_eq!(during("list", std::fs::read_dir(&old))?.count(), 0);
+        during("rmdir", std::fs::remove_dir(&old))?;
+        let new = directory.join(format!("new{round}"));
+        during("mkdir again", std::fs::create_dir(&new))?;
+        drop(during("create", File::create_new(new.join("f")))?);
+        during("link", std::fs::hard_link(new.join("f"), new.join("l")))?;
+        during("unlink of a name that is there", std::fs::remove_file(new.join("f")))?;
+        assert_eq!(during("list again", std::fs::read_dir(&new))?.count(), 1);
+        during("remove all", std::fs::remove_dir_all(&new))
+    });
+}
