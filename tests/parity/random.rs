@@ -17,6 +17,9 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// The fuser crate knows no FUSE_TMPFILE, so over it the union refuses O_TMPFILE; over the own codec it does not.
+const OVER_FUSER: Tolerance = Tolerance { exdev: false, tmpfile: true };
+
 /// Runs `total` operations of random histories on both servers and panics with a short history that differs.
 fn compare(ours: &Server, oracle: &Server, lowers: usize, flavour: Flavour, tolerance: Tolerance) {
     let total = number("E2E_OPS", 1_000) as usize;
@@ -64,19 +67,44 @@ fn text(steps: &[Step]) -> String {
 #[test]
 fn random_histories_equal_a_plain_directory_on_one_lower() {
     require!(Fuse, Union);
-    compare(&Server::ours(), &Server::Plain, 1, Flavour::full(), Tolerance::default());
+    compare(&Server::ours(), &Server::Plain, 1, Flavour::full(), OVER_FUSER);
 }
 
 #[test]
 fn random_histories_equal_a_plain_directory_on_three_lowers() {
     require!(Fuse, Union);
-    compare(&Server::ours(), &Server::Plain, 3, Flavour::full(), Tolerance::default());
+    compare(&Server::ours(), &Server::Plain, 3, Flavour::full(), OVER_FUSER);
 }
 
 #[test]
 fn random_histories_equal_kernel_overlayfs_on_three_lowers() {
     require!(Fuse, Union, Root, KernelOverlay);
-    compare(&Server::ours(), &Server::Kernel, 3, Flavour::full(), Tolerance::default());
+    compare(&Server::ours(), &Server::Kernel, 3, Flavour::full(), OVER_FUSER);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_over_the_own_codec() {
+    require!(Fuse, Union);
+    let ours = Server::ours_with(",transport=dev");
+    compare(&ours, &Server::Plain, 3, Flavour::full(), Tolerance::default());
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_without_writeback() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",writeback=0"), &Server::Plain, 2, Flavour::full(), OVER_FUSER);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_without_any_caching() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",timeout=0"), &Server::Plain, 2, Flavour::full(), OVER_FUSER);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_without_device_whiteouts() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",dot_wh_whiteouts"), &Server::Plain, 2, Flavour::full(), OVER_FUSER);
 }
 
 /// The harness itself: the two oracles agree, so what differs from them is the union's.

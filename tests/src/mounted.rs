@@ -65,7 +65,8 @@ impl Layers {
         for directory in lowers.iter().chain([&upper, &work, &target]) {
             std::fs::create_dir_all(directory).unwrap();
         }
-        Self { lowers, upper: Some(upper), work: Some(work), target, extra: String::new() }
+        let extra = std::env::var("E2E_OPTIONS").unwrap_or_default();
+        Self { lowers, upper: Some(upper), work: Some(work), target, extra }
     }
 
     /// Returns the text for `-o`.

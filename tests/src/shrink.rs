@@ -57,6 +57,18 @@ pub struct Difference {
 pub struct Tolerance {
     /// The first side may refuse a rename with EXDEV; the second then does not do it.
     pub exdev: bool,
+    /// The first side may refuse O_TMPFILE with EOPNOTSUPP; the second then does not do it.
+    pub tmpfile: bool,
+}
+
+impl Tolerance {
+    fn allows(self, op: &Op, outcome: &Outcome) -> bool {
+        match (op, outcome) {
+            (Op::Rename { .. } | Op::Link { .. }, Outcome::Failed(libc::EXDEV)) => self.exdev,
+            (Op::Tmpfile { .. }, Outcome::Failed(libc::EOPNOTSUPP)) => self.tmpfile,
+            _ => false,
+        }
+    }
 }
 
 /// What to run a history on: the side under test, its oracle, and whatever must outlive them.
@@ -97,8 +109,7 @@ pub fn run(pair: &mut Pair, steps: &[Step], tolerance: Tolerance) -> Result<usiz
             }
             _ => {
                 let mut left = ours.execute(step);
-                let refused = tolerance.exdev && left == Outcome::Failed(libc::EXDEV);
-                if refused && matches!(step.op, Op::Rename { .. } | Op::Link { .. }) {
+                if tolerance.allows(&step.op, &left) {
                     continue;
                 }
                 let mut right = oracle.execute(step);

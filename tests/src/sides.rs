@@ -12,8 +12,8 @@ use crate::tree::LayerTree;
 /// What can serve as a side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// The union under test, or another program with its command line.
-    Program(PathBuf),
+    /// The union under test, or another program with its command line, and more mount options (a comma first).
+    Program(PathBuf, &'static str),
     /// Kernel overlayfs with redirect_dir=on.
     Kernel,
     /// A plain directory with the merged tree.
@@ -23,7 +23,12 @@ pub enum Server {
 impl Server {
     /// Returns the union program under test.
     pub fn ours() -> Self {
-        Self::Program(union_program())
+        Self::Program(union_program(), "")
+    }
+
+    /// Returns the union program under test with more options.
+    pub fn ours_with(options: &'static str) -> Self {
+        Self::Program(union_program(), options)
     }
 }
 
@@ -128,12 +133,13 @@ fn side(trees: &[LayerTree], server: &Server, base: &Path) -> Box<dyn Side> {
     }
     let lowers = layers.lowers.iter().map(|lower| Snapshot::take(lower).unwrap()).collect();
     let (name, mount) = match server {
-        Server::Program(program) => {
+        Server::Program(program, options) => {
+            layers.extra.push_str(options);
             let name = program.file_name().unwrap_or_default().display().to_string();
             (name, Mount::Program(Mounted::with(program, layers.clone())))
         }
         _ => {
-            layers.extra.push_str(",redirect_dir=on,index=on");
+            layers.extra = ",redirect_dir=on,index=on".to_owned();
             ("kernel overlayfs".to_owned(), Mount::Kernel(KernelOverlay::new(layers.clone())))
         }
     };
