@@ -80,8 +80,11 @@ fn run_in(
     let mut record = new_record(&request, &cgroups);
     let remains = Remains {
         directory: request.spec.remove.then(|| place.path().to_owned()),
+        stubs: etc_files.iter().map(|(name, _)| place.upper().join("etc").join(name)).collect(),
         cgroups: cgroups.paths().map(Path::to_owned).collect(),
     };
+    // Before anything runs: a container that lost its runner must be found.
+    place.save(&record)?;
     let launch = launch(store, place, request, ids, etc_files, remains);
     let running = parent::start(&launch, lock, &cgroups)?;
     record.process = Process::of(running.first_pid());

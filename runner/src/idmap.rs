@@ -42,6 +42,8 @@ pub struct IdMap {
     pub uids: Vec<Extent>,
     /// Group ids.
     pub gids: Vec<Extent>,
+    /// Whether processes may change their list of groups.
+    pub may_set_groups: bool,
 }
 
 /// Who starts the container, and what the host grants to them.
@@ -61,6 +63,8 @@ pub struct Caller {
     pub subuid: Vec<u8>,
     /// Text of `/etc/subgid`.
     pub subgid: Vec<u8>,
+    /// Whether the caller's own user namespace has given up changing lists of groups; those in it have then, too.
+    pub groups_fixed: bool,
     /// Whether newuidmap and newgidmap are installed.
     pub helpers: bool,
 }
@@ -82,6 +86,8 @@ impl Caller {
             gid: rustix::process::getegid().as_raw(),
             uid_map: text("/proc/self/uid_map")?,
             gid_map: text("/proc/self/gid_map")?,
+            // A kernel without the file knows no such restriction.
+            groups_fixed: optional("/proc/self/setgroups").starts_with(b"deny"),
             ..Self::default()
         };
         if uid != 0 {
@@ -116,7 +122,7 @@ pub fn plan(caller: &Caller) -> IdMap {
 /// The map of a caller who has nothing but the own ids.
 pub fn single(caller: &Caller) -> IdMap {
     let one = |id| vec![Extent { inside: 0, outside: id, count: 1 }];
-    IdMap { kind: Kind::Single, uids: one(caller.uid), gids: one(caller.gid) }
+    IdMap { kind: Kind::Single, uids: one(caller.uid), gids: one(caller.gid), may_set_groups: false }
 }
 
 /// Every id that the caller has, unchanged.
@@ -219,7 +225,9 @@ fn write_file(pid: i32, file: &str, text: &str) -> Result<()> {
 fn explain_refusal(error: Error) -> Error {
     let restricted = fs::read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
         .is_ok_and(|text| text.starts_with(b"1"));
-    if restricted {
+    if rustix::process::geteuid().is_root() {
+        error.hint("root needs CAP_SETUID, CAP_SETGID and CAP_SETFCAP for this, which some outer containers take away")
+    } else if restricted {
         error.hint(
             "kernel.apparmor_restrict_unprivileged_userns=1 forbids user namespaces to programs without an AppArmor \
              profile; ask the administrator for a profile with `userns,` for this program or for the value 0",

@@ -66,6 +66,8 @@ pub(crate) struct Launch {
 pub(crate) struct Remains {
     /// Its directory in the store, when it is not to be kept.
     pub(crate) directory: Option<PathBuf>,
+    /// Empty files that were made to mount the generated ones on, where the root had none.
+    pub(crate) stubs: Vec<PathBuf>,
     /// Its cgroups.
     pub(crate) cgroups: Vec<PathBuf>,
 }

@@ -32,20 +32,13 @@ fn changes_are_named() {
     let fixture = Fixture::new();
     std::fs::write(fixture.root().join("old"), "x").unwrap();
     std::fs::write(fixture.root().join("gone"), "x").unwrap();
+    // The places that the generated files of /etc are mounted on were made in it, and taken away again.
     fixture.run(&["--name", "t1"], &["/probe", "write", "/old", "new"]).ok();
-    assert_eq!(fixture.diff("t1"), stubs(&["C /old"]));
+    assert_eq!(fixture.diff("t1"), ["C /etc", "C /old"]);
     fixture.run(&["--name", "t2"], &["/probe", "rm", "/gone"]).ok();
-    assert_eq!(fixture.diff("t2"), stubs(&["D /gone"]));
+    assert_eq!(fixture.diff("t2"), ["C /etc", "D /gone"]);
     fixture.run(&["--name", "t3"], &["/probe", "mkdir", "/new"]).ok();
-    assert_eq!(fixture.diff("t3"), stubs(&["A /new"]));
-}
-
-/// The tiny root has no files to put the generated ones on, so they are made.
-fn stubs(changes: &[&str]) -> Vec<String> {
-    let made = ["C /etc", "A /etc/hostname", "A /etc/hosts", "A /etc/resolv.conf"];
-    let mut all: Vec<String> = made.iter().chain(changes).map(|line| (*line).to_owned()).collect();
-    all.sort_by_key(|line| line[2..].to_owned());
-    all
+    assert_eq!(fixture.diff("t3"), ["C /etc", "A /new"]);
 }
 
 #[test]

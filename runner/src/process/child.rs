@@ -15,7 +15,6 @@ use super::channel::{Channel, Message};
 use super::{Launch, init, stdio};
 use crate::account::{self, Account};
 use crate::error::{Class, During, Error, Result, best_effort, shown};
-use crate::idmap::Kind;
 use crate::mounts::{self, Devices};
 use crate::root::Root;
 use crate::spec::{Network, value_of};
@@ -110,7 +109,7 @@ fn wait_for_ids(runner: &Channel) -> Result<()> {
 }
 
 fn become_root(launch: &Launch) -> Result<()> {
-    if launch.ids.kind != Kind::Single {
+    if launch.ids.may_set_groups {
         set_thread_groups(&[]).during("give up the groups of the host")?;
     }
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).during("become group 0 of the container")?;
@@ -270,7 +269,7 @@ fn become_command(launch: &Launch, command: Command) -> Result<Infallible> {
 }
 
 fn change_user(launch: &Launch, account: &Account) -> Result<()> {
-    if launch.ids.kind != Kind::Single {
+    if launch.ids.may_set_groups {
         let groups: Vec<Gid> = account
             .groups
             .iter()

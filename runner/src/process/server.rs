@@ -2,10 +2,11 @@
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fd::AsFd;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use rustix::thread::LinkNameSpaceType;
 use unionfs::Union;
@@ -109,8 +110,21 @@ fn watch_runner(runner: &Channel, terminal: &OwnedFd, before: &Termios) -> Resul
 /// Deletes what the container leaves.
 pub(crate) fn clean_up(remains: &Remains) -> Result<()> {
     let cgroups = cgroup::remove(&remains.cgroups);
+    for stub in &remains.stubs {
+        remove_stub(stub);
+    }
     if let Some(directory) = &remains.directory {
         crate::removal::remove_tree(directory).during(format_args!("delete {}", shown(directory)))?;
     }
     cgroups
+}
+
+/// Removes a file that only ever was a place to mount on: while the container lived nothing could write to it.
+fn remove_stub(path: &Path) {
+    let made_by_us = rustix::fs::lstat(path).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_size == 0 && stat.st_nlink == 1
+    });
+    if made_by_us {
+        best_effort(rustix::fs::unlink(path), "it is empty");
+    }
 }
