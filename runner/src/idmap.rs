@@ -103,12 +103,10 @@ impl Caller {
 
 /// Decides the ids of a container.
 pub fn plan(caller: &Caller) -> IdMap {
+    let may_set_groups = !caller.groups_fixed;
     if caller.uid == 0 {
-        return IdMap {
-            kind: Kind::Identity,
-            uids: identity(&caller.uid_map),
-            gids: identity(&caller.gid_map),
-        };
+        let (uids, gids) = (identity(&caller.uid_map), identity(&caller.gid_map));
+        return IdMap { kind: Kind::Identity, uids, gids, may_set_groups };
     }
     let name = caller.name.as_deref();
     let uids = subid::parse(&caller.subuid, name, caller.uid);
@@ -116,7 +114,8 @@ pub fn plan(caller: &Caller) -> IdMap {
     if !caller.helpers || uids.is_empty() || gids.is_empty() {
         return single(caller);
     }
-    IdMap { kind: Kind::Ranges, uids: with_ranges(caller.uid, &uids), gids: with_ranges(caller.gid, &gids) }
+    let (uids, gids) = (with_ranges(caller.uid, &uids), with_ranges(caller.gid, &gids));
+    IdMap { kind: Kind::Ranges, uids, gids, may_set_groups }
 }
 
 /// The map of a caller who has nothing but the own ids.
