@@ -65,6 +65,12 @@ pub(crate) fn release(handle: &FileHandle) {
     }
 }
 
+/// Closes a handle; the file stays open like one that is used without a handle.
+pub(crate) fn park(tree: &Tree, handle: &FileHandle) {
+    handle.inode.opens.fetch_sub(1, Ordering::Relaxed);
+    tree.idle.used(&handle.inode);
+}
+
 /// Makes `data` hold a file that serves `access`.
 fn load(tree: &Tree, inode: &Inode, data: &mut Option<Data>, access: Access) -> Result<()> {
     match data {

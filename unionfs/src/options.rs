@@ -91,6 +91,8 @@ pub struct MountOptions {
     pub max_write: u32,
     /// How requests travel between the kernel and the server.
     pub transport: Transport,
+    /// Who keeps track of open files.
+    pub data: DataMode,
 
     /// Flags of the mount itself.
     pub flags: MountFlags,
@@ -205,6 +207,18 @@ pub enum Transport {
     Dev,
     /// The fuser crate.
     Fuser,
+}
+
+/// Who keeps track of open files, and so how their data travels. Only own transports know other than `Handles`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataMode {
+    /// The fastest that suits the mount.
+    #[default]
+    Auto,
+    /// The kernel alone: it opens files without asking, and keeps their data in its page cache.
+    Cached,
+    /// The server, by handles.
+    Handles,
 }
 
 /// Flags of the mount itself. `None` leaves the choice to who mounts.
@@ -341,6 +355,7 @@ impl Default for MountOptions {
             writeback: false,
             max_write: DEFAULT_MAX_WRITE,
             transport: Transport::default(),
+            data: DataMode::default(),
             flags: MountFlags::default(),
             allow_other: None,
             default_permissions: true,

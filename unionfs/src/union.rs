@@ -242,6 +242,13 @@ impl Union {
         }
     }
 
+    /// Closes a handle whose file is likely to be used again without one: it stays open for a while.
+    pub fn park(&self, fh: Fh) {
+        if let Some(handle) = self.tree.files.remove(fh) {
+            file_io::park(&self.tree, &handle);
+        }
+    }
+
     /// Allocates, punches or zeroes a range.
     pub fn fallocate(
         &self,

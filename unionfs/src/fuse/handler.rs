@@ -4,6 +4,7 @@
 //! transport's buffer. It decides which errno a caller sees where the union is not asked, and lets no panic out.
 
 mod profile;
+mod snapshots;
 mod weight;
 
 use std::ops::ControlFlow;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub use self::profile::{Config, Negotiation, Opens};
+use self::snapshots::{Sink, Snapshots};
 use super::Counters;
 use super::convert::is_unexpected;
 use super::wire::flags::{self, OpenReply, SetattrValid};
@@ -41,12 +43,14 @@ pub struct Handler {
     union: Arc<Union>,
     counters: Arc<Counters>,
     config: Config,
+    /// Of directories that are read without being opened.
+    snapshots: Snapshots,
 }
 
 impl Handler {
     /// Makes the handler for a connection that was negotiated to `config`.
-    pub const fn new(union: Arc<Union>, counters: Arc<Counters>, config: Config) -> Self {
-        Self { union, counters, config }
+    pub fn new(union: Arc<Union>, counters: Arc<Counters>, config: Config) -> Self {
+        Self { union, counters, config, snapshots: Snapshots::default() }
     }
 
     /// Returns what was negotiated.
@@ -54,9 +58,10 @@ impl Handler {
         &self.config
     }
 
-    /// Returns the union that is served.
-    pub const fn union(&self) -> &Arc<Union> {
-        &self.union
+    /// Flushes the union: no request comes any more.
+    pub fn finish(&self) {
+        self.snapshots.clear(&self.union);
+        self.union.destroy();
     }
 
     /// Answers one request. A panic in the union is EIO for its caller: one broken request must not end the mount of
@@ -269,8 +274,8 @@ impl Handler {
         let fh = match self.config.opens {
             Opens::Served => opened.fh,
             Opens::Unserved => {
-                // No RELEASE may tell when the file closes, so nothing stays open in its name.
-                self.union.release(opened.fh);
+                // No RELEASE may tell when the file closes, so nothing stays open in its name for ever.
+                self.union.park(opened.fh);
                 Fh(0)
             }
         };
@@ -288,6 +293,7 @@ impl Handler {
 
     fn directory(&self, node: NodeId, request: &Request<'_>, out: &mut [u8]) -> Result<Outcome> {
         match *request {
+            Request::Opendir { .. } if self.config.opendirs == Opens::Unserved => Err(Errno::NOSYS.into()),
             Request::Opendir { .. } => {
                 let caching = OpenReply::CACHE_DIR | OpenReply::KEEP_CACHE;
                 let flags = if self.config.caches() { caching } else { OpenReply::empty() };
@@ -295,19 +301,20 @@ impl Handler {
             }
             Request::Readdir { fh, offset, size } => {
                 let mut dir = DirWriter::new(out, size);
-                self.union.readdir(node, fh, offset, &mut |name| more(dir.push(&name)))?;
+                self.list(node, fh, offset, false, &mut |name, _| more(dir.push(&name)))?;
                 Ok(Outcome::Reply(dir.len()))
             }
             Request::Readdirplus { fh, offset, size } => {
                 let mut dir = DirWriter::new(out, size);
                 let ttls = &self.config.ttls;
-                self.union.readdirplus(node, fh, offset, &mut |name, entry| {
+                self.list(node, fh, offset, true, &mut |name, entry| {
                     // A name without entry, other than the two dots, is gone since the listing was read.
                     let gone = entry.is_none() && !matches!(name.name, b"." | b"..");
                     more(gone || dir.push_plus(&name, entry.as_ref(), ttls))
                 })?;
                 Ok(Outcome::Reply(dir.len()))
             }
+            Request::Releasedir { .. } if self.config.opendirs == Opens::Unserved => Ok(Outcome::Reply(0)),
             Request::Releasedir { fh } => {
                 self.union.releasedir(fh);
                 Ok(Outcome::Reply(0))
@@ -317,6 +324,14 @@ impl Handler {
                 done(self.union.fsyncdir(node, fsync_flags & flags::FSYNC_DATASYNC != 0))
             }
             _ => Err(Errno::IO.into()),
+        }
+    }
+
+    fn list(&self, node: NodeId, fh: Fh, offset: u64, plus: bool, sink: &mut Sink<'_>) -> Result<()> {
+        match (self.config.opendirs, plus) {
+            (Opens::Unserved, plus) => self.snapshots.read(&self.union, node, offset, plus, sink),
+            (Opens::Served, true) => self.union.readdirplus(node, fh, offset, sink),
+            (Opens::Served, false) => self.union.readdir(node, fh, offset, &mut |name| sink(name, None)),
         }
     }
 

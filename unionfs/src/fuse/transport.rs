@@ -110,7 +110,7 @@ impl Connection {
             queues.join();
             workers.close();
         }
-        self.handler.union().destroy();
+        self.handler.finish();
         served
     }
 }

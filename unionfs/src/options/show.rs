@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use super::{
-    AtimeMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir, Transport, UuidPolicy, Verity,
+    AtimeMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir, Transport, UuidPolicy, Verity,
     XattrPermissions, Xino,
 };
 
@@ -53,6 +53,10 @@ pub(super) const TRANSPORT: &[(&str, Transport)] = &[
     ("dev", Transport::Dev),
     ("fuser", Transport::Fuser),
 ];
+
+/// The values of `data`.
+pub(super) const DATA: &[(&str, DataMode)] =
+    &[("auto", DataMode::Auto), ("cached", DataMode::Cached), ("handles", DataMode::Handles)];
 
 impl fmt::Display for MountOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,6 +120,7 @@ impl MountOptions {
         list.choice("writeback", &[("1", true)], Some(self.writeback))?;
         list.number("max_write", changed(self.max_write, default.max_write))?;
         list.choice("transport", TRANSPORT, changed(self.transport, default.transport))?;
+        list.choice("data", DATA, changed(self.data, default.data))?;
         list.switch("allow_other", self.allow_other == Some(true))?;
         list.text("fsname", self.fsname.as_ref())?;
         list.text("subtype", self.subtype.as_ref())?;

@@ -234,8 +234,11 @@ prop_compose! {
         uuid in prop::sample::select(show::UUID),
         xino in prop::sample::select(show::XINO),
         fsync in prop::sample::select(show::FSYNC_VALUES),
-        (transport, xattr_permissions) in
-            (prop::sample::select(show::TRANSPORT), prop::sample::select(show::XATTR_PERMISSIONS)),
+        (transport, data, xattr_permissions) in (
+            prop::sample::select(show::TRANSPORT),
+            prop::sample::select(show::DATA),
+            prop::sample::select(show::XATTR_PERMISSIONS),
+        ),
         maps in (any_map(), any_map()),
         squash in any::<[Option<u32>; 2]>(),
         timeout in prop_oneof![Just(0.0), Just(DEFAULT_TIMEOUT), 0.0..1e12_f64],
@@ -253,6 +256,7 @@ prop_compose! {
             xino: xino.1,
             fsync: fsync.1,
             transport: transport.1,
+            data: data.1,
             xattr_permissions: xattr_permissions.1,
             uid_map: maps.0.clone(),
             gid_map: maps.1.clone(),

@@ -3,7 +3,7 @@
 use crate::fuse::wire::flags::InitFlags;
 use crate::fuse::wire::reply::{Ttl, Ttls};
 use crate::fuse::wire::{InitIn, InitOut, MINOR, MINOR_MIN};
-use crate::options::MountOptions;
+use crate::options::{DataMode, MountOptions};
 
 /// Requests that the kernel may have under way in the background, such as read-ahead. Its own default of 12 keeps few
 /// of several threads busy.
@@ -39,13 +39,22 @@ const WANTED: InitFlags = InitFlags::ASYNC_READ
 /// What the kernel may remember because nothing changes behind its back; left out with `timeout=0`.
 const CACHING: InitFlags = InitFlags::CACHE_SYMLINKS.union(InitFlags::EXPLICIT_INVAL_DATA);
 
-/// Who keeps track of open files.
+/// Who keeps track of open files, or directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opens {
-    /// The server: OPEN is answered with a handle.
+    /// The server: each open is answered with a handle.
     Served,
-    /// The kernel: the first OPEN is answered ENOSYS, and none is sent again.
+    /// The kernel: the first open is answered ENOSYS, and none is sent again.
     Unserved,
+}
+
+/// Returns who keeps track. The kernel then also keeps pages and listings, so it must be allowed to.
+fn opens(options: &MountOptions, offer: &InitIn, caches: bool, needs: InitFlags) -> Opens {
+    let wanted = match options.data {
+        DataMode::Cached => true,
+        DataMode::Auto | DataMode::Handles => false,
+    };
+    if wanted && caches && offer.flags.contains(needs) { Opens::Unserved } else { Opens::Served }
 }
 
 /// What was agreed on, as the handler needs it. Immutable.
@@ -55,6 +64,8 @@ pub struct Config {
     pub ttls: Ttls,
     /// Who keeps track of open files.
     pub opens: Opens,
+    /// Who keeps track of open directories.
+    pub opendirs: Opens,
     /// Closing a file asks for a FLUSH.
     pub flush: bool,
     /// fsync has an effect.
@@ -94,11 +105,15 @@ impl Negotiation {
             return None;
         }
         let ttl = Ttl::from_secs(options.timeout);
-        let opens = Opens::Served;
+        let caches = !ttl.is_zero();
+        let files = opens(options, offer, caches, InitFlags::NO_OPEN_SUPPORT);
+        let directories = opens(options, offer, caches, InitFlags::NO_OPENDIR_SUPPORT);
         let mut wanted = WANTED;
-        wanted.set(CACHING, !ttl.is_zero());
+        wanted.set(CACHING, caches);
+        wanted.set(InitFlags::NO_OPEN_SUPPORT, files == Opens::Unserved);
+        wanted.set(InitFlags::NO_OPENDIR_SUPPORT, directories == Opens::Unserved);
         // O_TRUNC would travel in an OPEN that is never served.
-        wanted.set(InitFlags::ATOMIC_O_TRUNC, opens == Opens::Served);
+        wanted.set(InitFlags::ATOMIC_O_TRUNC, files == Opens::Served);
         wanted.set(InitFlags::POSIX_ACL, !options.noacl && !options.noxattrs);
         wanted.set(InitFlags::WRITEBACK_CACHE, options.writeback && !options.is_read_only());
         wanted.set(InitFlags::OVER_IO_URING, want_uring);
@@ -121,7 +136,8 @@ impl Negotiation {
         };
         let config = Config {
             ttls: Ttls { entry: ttl, attr: ttl, negative: ttl },
-            opens,
+            opens: files,
+            opendirs: directories,
             // Every write is done when it is answered.
             flush: false,
             syncs: options.fsync.syncs(),

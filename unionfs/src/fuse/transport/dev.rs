@@ -19,7 +19,7 @@ use super::buffers::Buffers;
 use super::sys;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::{Handler, Outcome};
-use crate::fuse::wire::{self, Header, Request};
+use crate::fuse::wire::{self, Header, Request, WireError};
 
 /// How long the leader looks for a request before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
@@ -242,7 +242,10 @@ impl<'env> Team<'env> {
         let (header, request) = match wire::parse(message, self.handler.config().setxattr_ext) {
             Ok(parsed) => parsed,
             Err(error) => {
-                tracing::error!("{error}");
+                // A name too long is an answer to its caller; all else is not of this protocol.
+                if error != WireError::NameTooLong {
+                    tracing::error!("{error}");
+                }
                 if let Ok(header) = Header::parse(message) {
                     self.send(buffers, received.door, header.unique, Outcome::Error(error.errno()));
                 }
