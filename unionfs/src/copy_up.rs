@@ -13,10 +13,13 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 
 use crate::error::{Errno, Error, Result};
-use crate::inode::{Data, Inode, Lower, Place, State, UpperFile};
+use crate::index;
+use crate::inode::{Data, Indexed, Inode, Lower, Place, State, UpperFile};
 use crate::inode_table::ObjectKey;
+use crate::ondisk::origin;
 use crate::request::FileKind;
 use crate::stack::lower::{LowerFile, LowerName};
+use crate::stack::marks;
 use crate::stack::upper::UpperLayer;
 use crate::stack::workdir::Temp;
 use crate::sys::{self, Stat};
@@ -95,6 +98,8 @@ struct Built<'a> {
     fd: OwnedFd,
     /// It has no data of its own.
     metacopy: bool,
+    /// Its place in the index, if the lower object has several names.
+    index: Option<Box<Indexed>>,
 }
 
 impl CopyUp<'_> {
@@ -108,6 +113,7 @@ impl CopyUp<'_> {
     fn build(&self, source: &LowerFile, stat: &Stat) -> Result<Built<'_>> {
         let temp = self.upper.workdir.temp();
         let fd = self.make(&temp, source, stat)?;
+        let index = self.mark_origin(fd.as_fd(), stat)?;
         let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
         match self.need {
             Need::Data if has_data => self.copy_data(fd.as_fd())?,
@@ -122,7 +128,48 @@ impl CopyUp<'_> {
         if has_data && self.need == Need::Data && self.tree.policy.sync_copy_up {
             sys::retry(|| rustix::fs::fdatasync(&fd))?;
         }
-        Ok(Built { temp, fd, metacopy: has_data && self.need == Need::Metadata })
+        Ok(Built { temp, fd, metacopy: has_data && self.need == Need::Metadata, index })
+    }
+
+    /// Stores where the object comes from: the lower's record, and the number it is shown with. Tells its place in the
+    /// index if it has several names.
+    fn mark_origin(&self, fd: BorrowedFd<'_>, stat: &Stat) -> Result<Option<Box<Indexed>>> {
+        let Some(namespace) = self.upper.features.namespace else { return Ok(None) };
+        let (lower, lost) = {
+            let state = self.inode.state.read();
+            (state.lower.clone(), state.lost_links)
+        };
+        let record = match &lower {
+            Lower::File(dir, name) => index::lower_record(&self.tree.stack, dir, name.as_bytes())?,
+            Lower::Dirs(dirs) => {
+                match dirs.first().and_then(|dir| dir.parent.as_ref().map(|up| (up, &dir.name))) {
+                    Some((parent, name)) => index::lower_record(&self.tree.stack, parent, name)?,
+                    None => None,
+                }
+            }
+            Lower::None => None,
+        };
+        let shown = i64::from(stat.nlink) - i64::from(lost);
+        let linked = !self.inode.is_dir() && stat.nlink > 1;
+        // Without an index a file with several names becomes another object; kernel overlayfs drops its origin too.
+        if linked && (self.tree.index.is_none() || record.is_none()) {
+            return Ok(None);
+        }
+        let set = |mark: &str, value: &[u8]| sys::xattr::set(fd, &namespace.name(mark), value, 0);
+        if let Some(record) = &record
+            && set("origin", record).is_err()
+        {
+            // Attributes of this type of object need a privilege: only the number after a remount differs.
+            return Ok(None);
+        }
+        if !self.inode.is_dir() {
+            set(marks::INO, self.inode.ino.to_string().as_bytes())?;
+        }
+        let Some(record) = record.filter(|_| linked) else { return Ok(None) };
+        // The upper inode will have two links: its name and the index.
+        let difference = shown - 2;
+        set("nlink", &origin::nlink_value(difference))?;
+        Ok(Some(Box::new(Indexed { entry: origin::index_name(&record), difference })))
     }
 
     fn mark_metacopy(&self, fd: BorrowedFd<'_>) -> Result<()> {
@@ -180,11 +227,20 @@ impl CopyUp<'_> {
         let new = sys::stat_fd(built.fd.as_fd())?;
         // Readers that began before see the old file to their end; who comes after sees the new one.
         let mut data = self.inode.data.write();
-        built.temp.publish(parent.as_fd(), place.name.as_bytes(), RenameFlags::NOREPLACE)?;
+        match (&self.tree.index, &built.index) {
+            (Some(index), Some(indexed)) => {
+                built.temp.publish(index.fd(), &indexed.entry, RenameFlags::empty())?;
+                index.link_to(&indexed.entry, parent.as_fd(), place.name.as_bytes())?;
+            }
+            _ => built.temp.publish(parent.as_fd(), place.name.as_bytes(), RenameFlags::NOREPLACE)?,
+        }
+        self.tree.mark_impure(&place.parent, parent.as_fd())?;
         restore_times(parent.as_fd(), &before)?;
         {
             let mut state = self.inode.state.write();
             state.upper = Some(new.ino);
+            state.index = built.index;
+            state.lost_links = 0;
             if self.inode.is_dir() {
                 state.upper_whiteouts = no_whiteouts();
             } else {

@@ -14,7 +14,7 @@ use crate::error::{Errno, Error, Result};
 use crate::handles::FileHandle;
 use crate::inode::{Data, Inode, State, UpperFile};
 use crate::inode_table::ObjectKey;
-use crate::lookup::{self, Found, LowerPart};
+use crate::lookup::{self, Found};
 use crate::name::{self, FileName};
 use crate::ondisk::{self, NameClass};
 use crate::request::{Caller, Entry, FileKind, NodeId, Opened};
@@ -268,8 +268,8 @@ impl Target<'_> {
     fn enter(&self, stat: Stat, fresh_dir: bool) -> Result<(Arc<Inode>, Stat)> {
         self.tree.table.touch(self.parent);
         let version = self.parent.version.load(Ordering::Acquire);
-        let found = Found { stat, upper: Some(None), lower: LowerPart::None, data: None };
-        let entered = self.tree.enter(self.parent, FileName::new(self.name)?, found, version);
+        let found = Found::new(stat, Some(None));
+        let entered = self.tree.enter(self.parent, FileName::new(self.name)?, found, version)?;
         let (inode, stat) = entered.ok_or(Error::new(Errno::IO))?;
         if fresh_dir && stat.is_dir() {
             inode.state.write().upper_whiteouts = no_whiteouts();
@@ -456,6 +456,10 @@ pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[
             link_to(to.as_fd(), name)?;
             remove_dot_wh(tree, parent, to.as_fd(), name)?;
         }
+    }
+    let own = node.state.read().upper.unwrap_or_default();
+    if tree.stack.shown_ino(tree.stack.upper()?.identity().0, own) != node.ino {
+        tree.mark_impure(parent, to.as_fd())?;
     }
     tree.table.link(node, parent, FileName::new(name)?);
     tree.table.remember(node);

@@ -67,12 +67,27 @@ pub(crate) struct State {
     pub lower: Lower,
     /// The lower file that holds the data, while the object itself holds only attributes (metacopy).
     pub lower_data: Option<Box<LowerName>>,
+    /// Its place in the index, if it stands for a lower inode with several names.
+    pub index: Option<Box<Indexed>>,
     /// Names `.wh.*` on the upper part of a directory that has lowers, once read.
     pub upper_whiteouts: Option<Box<DirMarks>>,
     /// Whether the directory has a default ACL: 0 not known, 1 no, 2 yes.
     pub default_acl: u8,
+    /// The upper part is marked as holding objects with an origin.
+    pub impure: bool,
+    /// Names of a lower object with several links that were removed while it was not yet copied up.
+    pub lost_links: u32,
     /// All its names were removed.
     pub unlinked: bool,
+}
+
+/// A member of the index.
+#[derive(Clone, Debug)]
+pub(crate) struct Indexed {
+    /// The entry's name.
+    pub entry: Vec<u8>,
+    /// The shown number of links less those of the upper inode.
+    pub difference: i64,
 }
 
 /// A name in a directory of the union.

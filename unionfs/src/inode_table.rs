@@ -11,7 +11,7 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use crate::error::{Errno, Error, Result};
-use crate::inode::{Inode, KeyCell, Lower, Place, State};
+use crate::inode::{Indexed, Inode, KeyCell, Lower, Place, State};
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
 use crate::stack::lower::LowerName;
@@ -171,6 +171,8 @@ pub(crate) struct Candidate {
     pub lower: Lower,
     /// Where its data is, if it holds only attributes.
     pub lower_data: Option<LowerName>,
+    /// Its place in the index.
+    pub index: Option<Box<Indexed>>,
     /// Where it was found.
     pub parent: Arc<Inode>,
     /// The name there.
@@ -230,6 +232,7 @@ impl InodeTable {
             upper: candidate.upper,
             lower: candidate.lower,
             lower_data: candidate.lower_data.map(Box::new),
+            index: candidate.index,
             ..State::default()
         };
         let inode = Arc::new(Inode::new(id, candidate.ino, candidate.kind, state));
@@ -357,6 +360,7 @@ fn add_place(maps: &mut Maps, inode: &Arc<Inode>, parent: Arc<Inode>, name: File
         return Vec::new();
     }
     count_reference(&parent);
+    state.unlinked = false;
     let place = Place { parent, name };
     if state.place.is_some() && !inode.is_dir() {
         state.other_places.get_or_insert_default().push(place);

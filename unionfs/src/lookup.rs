@@ -14,7 +14,7 @@ use crate::request::FileKind;
 use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{LowerDir, LowerName};
-use crate::stack::marks::{self, DirAttrs};
+use crate::stack::marks::{self, DirAttrs, FileMarks};
 use crate::sys::{self, Stat};
 
 /// A directory of the union to look a name up in.
@@ -47,11 +47,14 @@ pub(crate) struct Found {
     pub lower: LowerPart,
     /// The lower file that holds the data, if the object itself holds only attributes.
     pub data: Option<LowerName>,
+    /// What an upper object that is no directory says of its origin.
+    pub marks: FileMarks,
 }
 
 impl Found {
-    fn new(stat: Stat, upper: Option<Option<OwnedFd>>) -> Self {
-        Self { stat, upper, lower: LowerPart::None, data: None }
+    /// An object without lowers.
+    pub(crate) fn new(stat: Stat, upper: Option<Option<OwnedFd>>) -> Self {
+        Self { stat, upper, lower: LowerPart::None, data: None, marks: FileMarks::default() }
     }
 }
 
@@ -97,7 +100,10 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if !stat.is_dir() => {
                 let mut found = Found::new(stat, Some(None));
-                if let Some(target) = metacopy_target(stack, upper, name, &stat)? {
+                found.marks = marks::read_file_marks(upper, name, stack.namespace, stack.follow)?;
+                if found.marks.metacopy {
+                    let redirect = found.marks.redirect.take();
+                    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, target);
                     // A file whose data is nowhere cannot be shown with content that it never had.
                     let data = find_data(stack, dir.lowers, target, 0)?;
                     found.data = Some(data.ok_or(Error::new(Errno::IO))?);
@@ -169,7 +175,8 @@ fn find_below(
                 if found.is_none() {
                     let data =
                         if more_below { lower_data(stack, lowers, &parent, &target, &stat)? } else { None };
-                    return Ok(Some(Found { stat, upper: None, lower: LowerPart::File(parent), data }));
+                    let lower = LowerPart::File(parent);
+                    return Ok(Some(Found { lower, data, ..Found::new(stat, None) }));
                 }
                 break;
             }

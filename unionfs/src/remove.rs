@@ -9,13 +9,14 @@ use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
+use crate::links;
 use crate::lookup;
 use crate::ondisk;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::probe::{self, WhiteoutForm};
 use crate::stack::upper::UpperLayer;
 use crate::sys;
-use crate::tree::Tree;
+use crate::tree::{Peeked, Tree};
 
 /// Removes a name of anything but a directory. No data is copied.
 ///
@@ -31,15 +32,34 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     }
     let dir = tree.upper_fd(parent)?;
     let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
-    let pin = if victim.inode.on_upper() { Some(sys::pin_at(dir.as_fd(), name)?) } else { None };
-    match (provided, pin.is_some()) {
+    let pin = if victim.inode.on_upper() { Some(tree.pin_upper(&victim.inode)?) } else { None };
+    let named = pin.is_some() && has_upper_name(&victim.inode, dir.as_fd(), name)?;
+    match (provided, named) {
         (false, _) => rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty())?,
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
         (true, true) => replace_by_whiteout(tree, upper, parent, dir.as_fd(), name)?,
     }
-    let gone = victim.stat.nlink <= 1 || pin.is_none();
-    forget_name(tree, &victim.inode, parent, name, pin, gone);
+    links::lose_link(tree, &victim.inode, victim.stat.nlink, named)?;
+    forget_name(tree, &victim.inode, parent, name, pin, is_last_link(tree, &victim));
     Ok(())
+}
+
+/// Returns whether the upper has an object under the name: members of the index may be reached without.
+pub(crate) fn has_upper_name(inode: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
+    if inode.state.read().index.is_none() {
+        return Ok(true);
+    }
+    match sys::stat_at(dir, name) {
+        Ok(stat) => Ok(!stat.is_whiteout()),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Returns whether an object has no name left once the present one is gone.
+pub(crate) fn is_last_link(tree: &Tree, victim: &Peeked<'_>) -> bool {
+    // Without an index each name of a lower file is an object of its own.
+    victim.stat.nlink <= 1 || victim.inode.is_dir() || (!victim.inode.on_upper() && tree.index.is_none())
 }
 
 /// Puts a whiteout over the upper file `name`.
@@ -102,7 +122,7 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
     let dir = tree.upper_fd(parent)?;
     let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
     let pin = if victim.inode.on_upper() {
-        Some(sys::open_at(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?)
+        Some(Arc::new(sys::open_at(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?))
     } else {
         None
     };
@@ -141,7 +161,7 @@ pub(crate) fn forget_name(
     inode: &Arc<Inode>,
     parent: &Inode,
     name: &[u8],
-    pin: Option<OwnedFd>,
+    pin: Option<Arc<OwnedFd>>,
     gone: bool,
 ) {
     let last = tree.table.unlink(inode, parent, name);
@@ -151,7 +171,7 @@ pub(crate) fn forget_name(
     if last {
         let mut state = inode.state.write();
         state.unlinked = true;
-        state.pinned = pin.map(Arc::new);
+        state.pinned = pin;
     }
     if inode.is_dir() {
         inode.version.fetch_add(1, Ordering::Release);

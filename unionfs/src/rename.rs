@@ -3,7 +3,7 @@
 //! Order for a crash at any moment: marks on the moved directory first (a redirect or an opaque mark on a directory
 //! still in its old place changes nothing there), then the rename, with the whiteout in the same step.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
@@ -13,10 +13,11 @@ use crate::copy_up::{self, Need};
 use crate::create::{check_new_name, remove_dot_wh, set_opaque};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
+use crate::links;
 use crate::lookup;
 use crate::name::FileName;
 use crate::ondisk::REDIRECT_MAX;
-use crate::remove::{forget_name, put_whiteout};
+use crate::remove::{forget_name, has_upper_name, is_last_link, put_whiteout};
 use crate::request::RenameMode;
 use crate::stack::probe::WhiteoutForm;
 use crate::stack::upper::UpperLayer;
@@ -138,30 +139,38 @@ impl Rename<'_> {
         if source.is_dir() {
             self.mark_moved(source, to)?;
         }
-        let pin = match target {
-            Some(target) if target.inode.on_upper() => Some(self.pin_target(&target.inode)?),
-            _ => None,
-        };
-        if let (Some(target), Some(_)) = (target, &pin)
-            && target.inode.is_dir()
-        {
-            self.empty_target(&target.inode)?;
+        links::link_up(tree, source, self.from_fd.as_fd(), from.name)?;
+        let mut pin = None;
+        let mut named = false;
+        if let Some(target) = target.filter(|target| target.inode.on_upper()) {
+            pin = Some(tree.pin_upper(&target.inode)?);
+            named = has_upper_name(&target.inode, self.to_fd.as_fd(), to.name)?;
+            if target.inode.is_dir() {
+                self.empty_target(&target.inode)?;
+            }
         }
         self.move_name(source, leaves_whiteout, target.is_some())?;
         if !to.parent.lower_dirs().is_empty() && tree.upper_hides(to.parent, to.name)? {
             remove_dot_wh(tree, to.parent, self.to_fd.as_fd(), to.name)?;
         }
         if let Some(target) = target {
-            let gone = target.inode.is_dir() || target.stat.nlink <= 1 || pin.is_none();
-            forget_name(tree, &target.inode, to.parent, to.name, pin, gone);
+            if !target.inode.is_dir() {
+                links::lose_link(tree, &target.inode, target.stat.nlink, named)?;
+            }
+            forget_name(tree, &target.inode, to.parent, to.name, pin, is_last_link(tree, target));
         }
+        self.note_origin(source, to.parent, self.to_fd.as_fd())?;
         tree.table.rename(source, (from.parent, from.name), (to.parent, FileName::new(to.name)?));
         Ok(())
     }
 
-    fn pin_target(&self, target: &Inode) -> Result<OwnedFd> {
-        let flags = if target.is_dir() { OFlags::PATH | OFlags::DIRECTORY } else { OFlags::PATH };
-        Ok(sys::open_at(self.to_fd.as_fd(), self.to.name, flags, 0)?)
+    /// Marks the new directory if the object shows another inode number than its own.
+    fn note_origin(&self, moved: &Inode, parent: &Inode, fd: BorrowedFd<'_>) -> Result<()> {
+        let Some(own) = moved.state.read().upper else { return Ok(()) };
+        if self.tree.stack.shown_ino(self.upper.identity().0, own) == moved.ino {
+            return Ok(());
+        }
+        self.tree.mark_impure(parent, fd)
     }
 
     /// The step that moves, and with it the whiteout if a lower provides the old name.
@@ -206,8 +215,12 @@ impl Rename<'_> {
         if target.is_dir() {
             self.mark_moved(target, self.from)?;
         }
-        self.rename_at(RenameFlags::EXCHANGE)?;
         let (from, to) = (self.from, self.to);
+        links::link_up(self.tree, source, self.from_fd.as_fd(), from.name)?;
+        links::link_up(self.tree, target, self.to_fd.as_fd(), to.name)?;
+        self.rename_at(RenameFlags::EXCHANGE)?;
+        self.note_origin(source, to.parent, self.to_fd.as_fd())?;
+        self.note_origin(target, from.parent, self.from_fd.as_fd())?;
         let (from_name, to_name) = (FileName::new(from.name)?, FileName::new(to.name)?);
         self.tree.table.rename(source, (from.parent, from.name), (to.parent, to_name));
         self.tree.table.rename(target, (to.parent, to.name), (from.parent, from_name));

@@ -5,6 +5,7 @@
 
 pub(crate) mod copy;
 pub(crate) mod dirents;
+pub(crate) mod handle;
 pub(crate) mod stat;
 pub(crate) mod xattr;
 

@@ -12,8 +12,10 @@ use rustix::fs::OFlags;
 use crate::dir_cache::DirCache;
 use crate::error::{Errno, Error, Result};
 use crate::handles::{DirHandle, FileHandle, Handles};
+use crate::identity;
 use crate::idle_files::IdleFiles;
 use crate::idmap::IdView;
+use crate::index::Index;
 use crate::inode::{Data, Inode, Lower, Place, State};
 use crate::inode_table::{Candidate, InodeTable, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
@@ -43,6 +45,8 @@ pub(crate) struct Tree {
     pub files: Handles<FileHandle>,
     /// Open directories.
     pub dirs: Handles<DirHandle>,
+    /// Which upper inodes stand for lower ones with several names.
+    pub(crate) index: Option<Index>,
     /// Files in use without a handle.
     pub(crate) idle: IdleFiles,
     /// How owners are shown and stored.
@@ -119,6 +123,7 @@ impl Tree {
             text.trim().parse::<u32>().unwrap_or(65534)
         };
         let policy = Policy::new(options, &stack);
+        let index = if options.index == Some(false) { None } else { Index::open(&stack)? };
         let mut uids = options.uid_view(overflow("uid"));
         let mut gids = options.gid_view(overflow("gid"));
         if options.squash_unmapped {
@@ -130,6 +135,7 @@ impl Tree {
             listings: DirCache::default(),
             files: Handles::default(),
             dirs: Handles::default(),
+            index,
             idle: IdleFiles::default(),
             uids,
             gids,
@@ -192,10 +198,14 @@ impl Tree {
         act: impl Fn(BorrowedFd<'_>, &[u8]) -> std::result::Result<(T, u64), Errno>,
     ) -> Result<T> {
         for _ in 0..PLACE_TRIES {
-            let (place, wanted) = {
+            let (place, wanted, index) = {
                 let state = inode.state.read();
-                (state.place.clone(), state.upper)
+                (state.place.clone(), state.upper, state.index.clone())
             };
+            if let (Some(indexed), Some(index)) = (index, &self.index) {
+                let (reached, ino) = act(index.fd(), &indexed.entry)?;
+                return if Some(ino) == wanted { Ok(reached) } else { Err(Error::new(Errno::IO)) };
+            }
             let place = place.ok_or(Error::new(Errno::NOENT))?;
             let parent = self.upper_fd(&place.parent)?;
             match act(parent.as_fd(), place.name.as_bytes()) {
@@ -246,9 +256,7 @@ impl Tree {
     pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
         let mut stat = self.own_stat(inode)?;
         let state = inode.state.read();
-        if state.upper.is_none() && state.unlinked {
-            stat.nlink = stat.nlink.saturating_sub(1);
-        }
+        stat.nlink = shown_links(&state, stat.nlink);
         let data = state.lower_data.clone();
         drop(state);
         if let Some(data) = data {
@@ -355,7 +363,7 @@ impl Tree {
             let hold = self.hold(parent)?;
             let found = hold.find(name)?.ok_or(Error::new(Errno::NOENT))?;
             drop(hold);
-            if let Some(found) = self.enter(parent, FileName::new(name)?, found, version) {
+            if let Some(found) = self.enter(parent, FileName::new(name)?, found, version)? {
                 return Ok(found);
             }
         }
@@ -368,38 +376,36 @@ impl Tree {
         name: FileName,
         found: Found,
         version: u64,
-    ) -> Option<(Arc<Inode>, Stat)> {
-        let Found { mut stat, upper, lower, data } = found;
+    ) -> Result<Option<(Arc<Inode>, Stat)>> {
+        let identity = identity::identify(self, &name, &found)?;
+        let Found { upper, lower, data, .. } = found;
+        let mut stat = identity.stat;
+        let data = data.or(identity.data);
         if let Some(data) = &data {
             stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
         }
-        let device = self.stack.device_index(stat.dev);
-        let key = match (&upper, &lower) {
-            (Some(_), _) => ObjectKey::upper(device, stat.ino),
-            (None, LowerPart::File(dir)) if stat.nlink > 1 => ObjectKey::lower_name(dir.id, name.as_bytes()),
-            (None, LowerPart::File(dir)) => ObjectKey::lower(dir.layer, device, stat.ino),
-            (None, LowerPart::Dirs(dirs)) => ObjectKey::lower(dirs.first()?.layer, device, stat.ino),
-            (None, LowerPart::None) => return None,
-        };
         let candidate = Candidate {
-            key,
-            ino: self.stack.shown_ino(stat.dev, stat.ino),
+            key: identity.key,
+            ino: identity.ino,
             kind: stat.kind(),
-            upper: upper.is_some().then_some(stat.ino),
+            upper: (upper.is_some() || identity.index.is_some()).then_some(stat.ino),
             lower: match lower {
-                LowerPart::None => Lower::None,
                 LowerPart::Dirs(dirs) => Lower::Dirs(dirs.into()),
-                LowerPart::File(dir) => Lower::File(dir, name.clone()),
+                LowerPart::File(dir) if identity.index.is_none() => Lower::File(dir, name.clone()),
+                LowerPart::None | LowerPart::File(_) => Lower::None,
             },
             lower_data: data,
+            index: identity.index,
             parent: Arc::clone(parent),
             name,
         };
-        let inode = self.table.insert(candidate, version)?;
+        let Some(inode) = self.table.insert(candidate, version) else { return Ok(None) };
         if let Some(Some(fd)) = upper {
             self.stack.fds.put(DirKey::Upper(inode.serial), Arc::new(fd));
         }
-        Some((inode, stat))
+        let lost = inode.state.read().lost_links;
+        stat.nlink = stat.nlink.saturating_sub(lost);
+        Ok(Some((inode, stat)))
     }
 
     /// Takes back lookups of a node.
@@ -417,6 +423,29 @@ impl Tree {
         Ok(Peeked { tree: self, inode, stat })
     }
 
+    /// Returns whether the upper part of a directory may hold objects that show another inode number than their own.
+    pub(crate) fn is_impure(&self, dir: &Inode) -> bool {
+        if dir.state.read().impure {
+            return true;
+        }
+        let Ok(fd) = self.upper_fd(dir) else { return false };
+        let impure = sys::xattr::get(fd.as_fd(), &self.stack.namespace.name("impure")).is_ok();
+        if impure {
+            dir.state.write().impure = true;
+        }
+        impure
+    }
+
+    /// Marks the upper part of a directory as holding objects with an origin; kernel overlayfs needs the mark too.
+    pub(crate) fn mark_impure(&self, dir: &Inode, fd: BorrowedFd<'_>) -> Result<()> {
+        if dir.state.read().impure || self.stack.upper()?.features.namespace.is_none() {
+            return Ok(());
+        }
+        sys::xattr::set(fd, &self.stack.namespace.name("impure"), b"y", 0)?;
+        dir.state.write().impure = true;
+        Ok(())
+    }
+
     /// Returns the merged listing of a directory as it is now.
     pub(crate) fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
         let version = dir.version.load(Ordering::Acquire);
@@ -427,18 +456,6 @@ impl Tree {
         let listing = Arc::new(hold.with_view(|view| merge::list(&self.stack, view))?);
         self.listings.put(dir.serial, version, &listing);
         Ok(listing)
-    }
-
-    /// Returns the inode number that stat shows for an object of the upper: its node's, if it was copied up while the
-    /// node lived.
-    pub(crate) fn listed_ino(&self, device: u64, entry: &merge::ListedName<'_>) -> u64 {
-        if entry.layer == merge::UPPER {
-            let key = ObjectKey::upper(self.stack.device_index(device), entry.ino);
-            if let Some(inode) = self.table.find(key) {
-                return inode.ino;
-            }
-        }
-        self.stack.shown_ino(device, entry.ino)
     }
 }
 
@@ -480,6 +497,14 @@ impl DirHold<'_> {
     pub(crate) fn find(&self, name: &[u8]) -> Result<Option<Found>> {
         self.with_view(|view| lookup::find(&self.tree.stack, view, name))
     }
+}
+
+/// Returns the number of links to show for an object whose inode has `links`.
+pub(crate) fn shown_links(state: &State, links: u32) -> u32 {
+    if let Some(indexed) = &state.index {
+        return u32::try_from(i64::from(links) + indexed.difference).unwrap_or(0);
+    }
+    links.saturating_sub(state.lost_links)
 }
 
 /// Returns whether the root of the upper hides all lowers.

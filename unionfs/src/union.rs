@@ -20,7 +20,7 @@ use crate::request::{
 };
 use crate::sys::Stat;
 use crate::tree::Tree;
-use crate::{attr, file_io, lookup, remove, rename, xattr_ops};
+use crate::{attr, file_io, identity, lookup, remove, rename, xattr_ops};
 
 /// Positions of `.` and `..` in every listing; names follow.
 const DOTS: u64 = 2;
@@ -371,7 +371,7 @@ impl Union {
             let device = devices.iter().find(|(layer, _)| *layer == listed.layer).map_or(0, |(_, dev)| *dev);
             let entry = DirEntry {
                 name: listed.name,
-                ino: self.tree.listed_ino(device, &listed),
+                ino: identity::listed_ino(&self.tree, dir, device, &listed),
                 kind: listed.kind,
                 next_offset: index as u64 + DOTS + 1,
             };
@@ -393,7 +393,7 @@ impl Union {
         if parent.version.load(Ordering::Acquire) == version
             && let Ok(Some(found)) = self.find_listed(parent, listed)
             && let Ok(name) = FileName::new(listed.name)
-            && let Some(entered) = self.tree.enter(parent, name, found, version)
+            && let Ok(Some(entered)) = self.tree.enter(parent, name, found, version)
         {
             return Some(entered);
         }

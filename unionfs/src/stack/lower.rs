@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Errno, Error, Result};
@@ -24,6 +24,8 @@ use crate::sys::{self, Stat};
 pub(crate) struct LowerLayer {
     root: OwnedFd,
     root_stat: Stat,
+    /// Identifier of the file system, all zero where it has none.
+    uuid: [u8; 16],
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -171,7 +173,7 @@ impl LowerLayer {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let name = path.as_os_str().as_encoded_bytes();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::empty()))
+        let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
             .map_err(|e| Error::new(e).during("open lower layer", name))?;
         // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
@@ -179,13 +181,26 @@ impl LowerLayer {
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let root = open_tree(&plain, c"", clone).unwrap_or(plain);
         let root_stat = sys::stat_fd(root.as_fd())?;
-        Ok(Self { root, root_stat, hidden: Vec::new() })
+        let readable = rustix::fs::openat(
+            &root,
+            c".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let uuid =
+            readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
+        Ok(Self { root, root_stat, uuid, hidden: Vec::new() })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
     pub(crate) fn root_dir(&self, index: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
         let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
         Ok((LowerDir::new(index, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
+    }
+
+    /// Returns the identifier of the file system, all zero where it has none.
+    pub(crate) fn uuid(&self) -> &[u8; 16] {
+        &self.uuid
     }
 
     /// Stops showing `name` in the directory with this identity.

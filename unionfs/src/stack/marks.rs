@@ -91,3 +91,53 @@ pub(crate) fn parse_redirect(value: &[u8], follow: Follow) -> Result<Redirect> {
 fn has_opaque_file(dir: BorrowedFd<'_>) -> bool {
     sys::stat_at(dir.as_fd(), ondisk::OPAQUE_FILE).is_ok()
 }
+
+/// What the attributes of an upper object that is no directory say about where it came from.
+#[derive(Debug, Default)]
+pub(crate) struct FileMarks {
+    /// It holds attributes only.
+    pub metacopy: bool,
+    /// Where its data is, if not under its own name.
+    pub redirect: Option<Redirect>,
+    /// The inode number it was shown with before it was copied up.
+    pub ino: Option<u64>,
+    /// The record of the lower object, for a member of the index.
+    pub origin: Option<Vec<u8>>,
+    /// It stands in the index; by how much its shown number of links differs from its own.
+    pub nlink: Option<i64>,
+}
+
+/// Name of the mark that keeps a shown inode number, beside the kernel's marks, which ignores it. Its value is decimal.
+pub(crate) const INO: &str = "ino";
+
+/// Reads the marks of `name` in a directory.
+///
+/// # Errors
+/// As [`read_attrs`] for redirects.
+pub(crate) fn read_file_marks(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    namespace: Namespace,
+    follow: Follow,
+) -> Result<FileMarks> {
+    let mut marks = FileMarks::default();
+    let list = match sys::xattr::list_at(dir, name) {
+        Ok(list) => list,
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(marks),
+        Err(errno) => return Err(errno.into()),
+    };
+    let prefix = namespace.name("");
+    for mark in sys::xattr::names(&list).filter_map(|name| name.strip_prefix(prefix.as_slice())) {
+        let value = || sys::xattr::get_at(dir, name, &[prefix.as_slice(), mark].concat());
+        let number = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        match mark {
+            b"metacopy" => marks.metacopy = true,
+            b"redirect" => marks.redirect = Some(parse_redirect(&value()?, follow)?),
+            b"ino" => marks.ino = number(&value()?),
+            b"origin" => marks.origin = Some(value()?).filter(|record| !record.is_empty()),
+            b"nlink" => marks.nlink = ondisk::origin::parse_nlink(&value()?),
+            _ => {}
+        }
+    }
+    Ok(marks)
+}

@@ -23,6 +23,12 @@ pub(crate) fn get_at(dir: BorrowedFd<'_>, file: &[u8], name: &[u8]) -> Result<Ve
     fill(|buffer| rustix::fs::lgetxattr(path.as_slice(), name, buffer))
 }
 
+/// Returns the names of the attributes of the object `file` in `dir`, a symbolic link not followed.
+pub(crate) fn list_at(dir: BorrowedFd<'_>, file: &[u8]) -> Result<Vec<u8>, Errno> {
+    let path = [super::proc_path(dir).as_bytes(), b"/", file].concat();
+    fill(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))
+}
+
 /// Returns the names, each ended by NUL.
 pub(crate) fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let path = super::proc_path(fd);

@@ -1,0 +1,132 @@
+//! Which node an object that was found is, and which inode number it shows.
+//!
+//! A node is the object that serves data and attributes; the number shown is that of the lower object it came from, so
+//! that neither copy-up nor a remount changes it.
+
+use crate::error::Result;
+use crate::index;
+use crate::inode::{Indexed, Inode};
+use crate::inode_table::ObjectKey;
+use crate::lookup::{Found, LowerPart};
+use crate::merge::{self, ListedName};
+use crate::name::FileName;
+use crate::ondisk::origin;
+use crate::request::FileKind;
+use crate::stack::lower::{LowerDir, LowerName};
+use crate::stack::marks;
+use crate::sys::{self, Stat};
+use crate::tree::Tree;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// Who an object is.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// The key of its node.
+    pub key: ObjectKey,
+    /// The inode number to show.
+    pub ino: u64,
+    /// Attributes of the object that serves it.
+    pub stat: Stat,
+    /// Its place in the index.
+    pub index: Option<Box<Indexed>>,
+    /// Where its data is, if the index holds attributes only.
+    pub data: Option<LowerName>,
+}
+
+/// Tells who the object is that was found under `name`.
+pub(crate) fn identify(tree: &Tree, name: &FileName, found: &Found) -> Result<Identity> {
+    let stat = found.stat;
+    let device = tree.stack.device_index(stat.dev);
+    let own = tree.stack.shown_ino(stat.dev, stat.ino);
+    let plain = |key, ino| Identity { key, ino, stat, index: None, data: None };
+    match (&found.upper, &found.lower) {
+        (Some(_), LowerPart::Dirs(dirs)) => {
+            let ino = dirs.first().map_or(own, |dir| tree.stack.shown_ino(dir.identity.0, dir.identity.1));
+            Ok(plain(ObjectKey::upper(device, stat.ino), ino))
+        }
+        (Some(_), _) => Ok(upper_file(tree, found, plain(ObjectKey::upper(device, stat.ino), own))),
+        (None, LowerPart::File(dir)) if stat.nlink > 1 => linked_lower_file(tree, dir, name, plain),
+        (None, LowerPart::File(dir)) => Ok(plain(ObjectKey::lower(dir.layer, device, stat.ino), own)),
+        (None, LowerPart::Dirs(dirs)) => {
+            let layer = dirs.first().map_or(0, |dir| dir.layer);
+            Ok(plain(ObjectKey::lower(layer, device, stat.ino), own))
+        }
+        (None, LowerPart::None) => Ok(plain(ObjectKey::upper(device, stat.ino), own)),
+    }
+}
+
+fn upper_file(tree: &Tree, found: &Found, mut identity: Identity) -> Identity {
+    identity.ino = found.marks.ino.unwrap_or(identity.ino);
+    let (Some(index), Some(record), Some(difference)) = (&tree.index, &found.marks.origin, found.marks.nlink)
+    else {
+        return identity;
+    };
+    // An index that was lost or belongs to another upper does not speak of this file.
+    if index.find(record).is_ok_and(|entry| entry.is_some_and(|entry| entry.ino == found.stat.ino)) {
+        identity.stat.nlink = u32::try_from(i64::from(found.stat.nlink) + difference).unwrap_or(0);
+        identity.index = Some(Box::new(Indexed { entry: origin::index_name(record), difference }));
+    }
+    identity
+}
+
+/// A lower file with several names: all of them are one object if there is an index to keep them together, else each
+/// is one of its own.
+fn linked_lower_file(
+    tree: &Tree,
+    dir: &Arc<LowerDir>,
+    name: &FileName,
+    plain: impl Fn(ObjectKey, u64) -> Identity,
+) -> Result<Identity> {
+    let by_name = ObjectKey::lower_name(dir.id, name.as_bytes());
+    let lower = plain(by_name, 0).stat;
+    let ino = tree.stack.shown_ino(lower.dev, lower.ino);
+    let Some(index) = &tree.index else { return Ok(plain(by_name, ino)) };
+    let key = ObjectKey::lower(dir.layer, tree.stack.device_index(lower.dev), lower.ino);
+    if tree.table.find(key).is_some() {
+        return Ok(plain(key, ino));
+    }
+    let Some(record) = index::lower_record(&tree.stack, dir, name.as_bytes())? else {
+        return Ok(plain(by_name, ino));
+    };
+    let Some(mut stat) = index.find(&record)? else { return Ok(plain(key, ino)) };
+    let entry = origin::index_name(&record);
+    let difference = index.nlink_difference(&entry);
+    stat.nlink = u32::try_from(i64::from(stat.nlink) + difference).unwrap_or(0);
+    let metacopy =
+        marks::read_file_marks(index.fd(), &entry, tree.stack.namespace, tree.stack.follow)?.metacopy;
+    let data = metacopy.then(|| LowerName { dir: Arc::clone(dir), name: name.clone() });
+    let key = ObjectKey::upper(tree.stack.device_index(stat.dev), stat.ino);
+    Ok(Identity { key, ino, stat, index: Some(Box::new(Indexed { entry, difference })), data })
+}
+
+/// Returns the inode number that stat shows for a listed name.
+pub(crate) fn listed_ino(tree: &Tree, parent: &Inode, device: u64, entry: &ListedName<'_>) -> u64 {
+    let own = tree.stack.shown_ino(device, entry.ino);
+    if entry.layer != merge::UPPER {
+        return own;
+    }
+    let key = ObjectKey::upper(tree.stack.device_index(device), entry.ino);
+    if let Some(inode) = tree.table.find(key) {
+        return inode.ino;
+    }
+    stored_ino(tree, parent, entry).unwrap_or(own)
+}
+
+/// Reads the number of an upper object that is not known yet, where its directory says that it may have another.
+fn stored_ino(tree: &Tree, parent: &Inode, entry: &ListedName<'_>) -> Option<u64> {
+    if !tree.is_impure(parent) {
+        return None;
+    }
+    if entry.kind == FileKind::Directory {
+        let found = tree.hold(parent).ok()?.find(entry.name).ok()??;
+        let name = FileName::new(entry.name).ok()?;
+        return identify(tree, &name, &found).ok().map(|identity| identity.ino);
+    }
+    let value = sys::xattr::get_at(
+        tree.upper_fd(parent).ok()?.as_fd(),
+        entry.name,
+        &tree.stack.namespace.name(marks::INO),
+    );
+    std::str::from_utf8(&value.ok()?).ok()?.parse().ok()
+}

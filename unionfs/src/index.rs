@@ -1,0 +1,94 @@
+//! The index: which upper inode stands for a lower one that has several names.
+//!
+//! A directory `index` in the workdir, in kernel overlayfs' format: an entry is named by the record of the lower inode
+//! and is a hard link of the upper inode. Every name of the lower inode leads to that one object, also after a remount.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::ondisk::{Namespace, origin};
+use crate::stack::LayerStack;
+use crate::stack::lower::LowerDir;
+use crate::sys::{self, Stat};
+
+/// Name of the index in the workdir.
+const INDEX: &[u8] = b"index";
+
+/// The open index.
+#[derive(Debug)]
+pub(crate) struct Index {
+    dir: OwnedFd,
+    namespace: Namespace,
+}
+
+impl Index {
+    /// Opens the index of a mount; `None` where it cannot be kept: no upper, no attributes, no file handles.
+    pub(crate) fn open(stack: &LayerStack) -> Result<Option<Self>> {
+        let Some(upper) = &stack.upper else { return Ok(None) };
+        let Some(namespace) = upper.features.namespace else { return Ok(None) };
+        if sys::handle::handle_at(upper.root_fd(), b".").is_err() {
+            return Ok(None);
+        }
+        let base = upper.workdir.base_fd();
+        match rustix::fs::mkdirat(base, INDEX, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(Error::new(errno).during("make in the workdir the directory", INDEX)),
+        }
+        let dir = sys::open_at(base, INDEX, OFlags::PATH | OFlags::DIRECTORY, 0)
+            .map_err(|e| Error::new(e).during("open in the workdir the directory", INDEX))?;
+        Ok(Some(Self { dir, namespace }))
+    }
+
+    /// Returns the directory of entries.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Returns the upper inode that stands for the lower inode of `record`.
+    pub(crate) fn find(&self, record: &[u8]) -> Result<Option<Stat>> {
+        match sys::stat_at(self.fd(), &origin::index_name(record)) {
+            Ok(stat) if !stat.is_whiteout() && !stat.is_dir() => Ok(Some(stat)),
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Returns by how much the shown number of links of an entry differs from that of its inode.
+    pub(crate) fn nlink_difference(&self, entry: &[u8]) -> i64 {
+        let value = sys::xattr::get_at(self.fd(), entry, &self.namespace.name("nlink")).unwrap_or_default();
+        // The link in the index itself is not shown.
+        origin::parse_nlink(&value).unwrap_or(-1)
+    }
+
+    /// Stores that difference.
+    pub(crate) fn set_nlink_difference(&self, entry: &[u8], difference: i64) -> Result<()> {
+        let pin = sys::pin_at(self.fd(), entry)?;
+        Ok(sys::xattr::set(pin.as_fd(), &self.namespace.name("nlink"), &origin::nlink_value(difference), 0)?)
+    }
+
+    /// Links an entry's inode to `name` in `dir`.
+    pub(crate) fn link_to(&self, entry: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        Ok(rustix::fs::linkat(self.fd(), entry, dir, name, AtFlags::empty())?)
+    }
+
+    /// Removes an entry whose last name is gone.
+    pub(crate) fn remove(&self, entry: &[u8]) -> Result<()> {
+        match rustix::fs::unlinkat(self.fd(), entry, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Returns the record of `name` in a lower directory; `None` where its file system has no handles.
+pub(crate) fn lower_record(stack: &LayerStack, dir: &LowerDir, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let layer = stack.lower(dir)?;
+    let fd = layer.dir_fd(&stack.fds, dir)?;
+    match sys::handle::handle_at(fd.as_fd(), name) {
+        Ok((kind, handle)) => Ok(origin::record(kind, &handle, layer.uuid())),
+        Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::NOSYS | Errno::PERM) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,62 @@
+//! File handles: a name for an inode that survives renames and remounts.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::error::Errno;
+
+/// Longest handle that the kernel makes, in bytes (`MAX_HANDLE_SZ`).
+const MAX_HANDLE: usize = 128;
+/// `FS_IOC_GETFSUUID` of linux/fs.h: `_IOR(0x15, 0, struct fsuuid2)`.
+const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
+
+#[repr(C)]
+struct RawHandle {
+    bytes: u32,
+    kind: i32,
+    handle: [u8; MAX_HANDLE],
+}
+
+#[repr(C)]
+struct FsUuid {
+    len: u8,
+    uuid: [u8; 16],
+}
+
+/// Returns the type and bytes of the handle of `name` in `dir`, a symbolic link not followed.
+///
+/// # Errors
+/// EOPNOTSUPP where the file system has none.
+pub(crate) fn handle_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(i32, Vec<u8>), Errno> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    let mut raw = RawHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
+    let mut mount_id = 0;
+    // JUSTIFICATION: rustix has no name_to_handle_at.
+    // SAFETY: `name` ends with NUL; `raw` begins with the two fields of `struct file_handle` and has room for as many
+    // bytes as its first field says; both outlive the call.
+    let done = unsafe {
+        libc::name_to_handle_at(dir.as_raw_fd(), name.as_ptr(), (&raw mut raw).cast(), &raw mut mount_id, 0)
+    };
+    if done < 0 {
+        return Err(last_errno());
+    }
+    let len = usize::try_from(raw.bytes).unwrap_or(MAX_HANDLE).min(MAX_HANDLE);
+    Ok((raw.kind, raw.handle.get(..len).unwrap_or_default().to_vec()))
+}
+
+/// Returns the identifier of the file system that an open file or directory is on.
+///
+/// # Errors
+/// ENOTTY where the file system has none.
+pub(crate) fn file_system_uuid(fd: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
+    let mut out = FsUuid { len: 0, uuid: [0; 16] };
+    // JUSTIFICATION: rustix has no such ioctl.
+    // SAFETY: the kernel writes at most `size_of::<FsUuid>()` bytes, which the request's number encodes.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut out) };
+    if done < 0 { Err(last_errno()) } else { Ok(out.uuid) }
+}
+
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
