@@ -159,10 +159,23 @@ pub(crate) fn write(
     kill_suidgid: bool,
 ) -> Result<usize> {
     with_upper(tree, inode, |file| {
+        let set_id = if file.may_have_suid { Some(sys::stat_fd(file.fd.as_fd())?.mode) } else { None };
         sys::copy::write_all(file.fd.as_fd(), bytes, offset)?;
-        drop_set_id(file, kill_suidgid)?;
+        match set_id {
+            Some(mode) if !kill_suidgid => keep_set_id(file, mode)?,
+            _ => drop_set_id(file, kill_suidgid)?,
+        }
         Ok(bytes.len())
     })
+}
+
+/// Gives set-id bits back that the layer took away because this process may not keep them: who wrote may, or wrote
+/// through a mapping, which takes none.
+fn keep_set_id(file: &UpperFile, mode: u32) -> Result<()> {
+    if sys::stat_fd(file.fd.as_fd())?.mode != mode {
+        rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(mode & 0o7777))?;
+    }
+    Ok(())
 }
 
 /// Takes the set-id bits away after a change of the data by a caller that may not keep them.

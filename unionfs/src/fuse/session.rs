@@ -38,9 +38,9 @@ impl Server {
     /// The mount is gone, the kernel is too old, or the options ask for a transport that this build has not.
     pub fn connect(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
         let ring = match options.transport {
-            Transport::Auto | Transport::Fuser => return Self::connect_fuser(union, device, options),
+            Transport::Fuser => return Self::connect_fuser(union, device, options),
             Transport::Uring => Ring::Required,
-            Transport::Dev => Ring::Unwanted,
+            Transport::Auto | Transport::Dev => Ring::Unwanted,
         };
         let counters = Arc::<Counters>::default();
         let connection = Connection::open(union, Arc::clone(&counters), device, options, ring)?;
