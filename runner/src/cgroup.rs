@@ -169,6 +169,16 @@ fn group_name(id: &str) -> String {
     format!("runner-{id}")
 }
 
+/// The places where a container may have groups, for one that was killed before it could be recorded.
+pub fn candidates(id: &str) -> Vec<PathBuf> {
+    let Ok(layout) = Layout::load() else { return Vec::new() };
+    let parents = layout.homes().iter().flat_map(|home| [&home.own, &home.mount]);
+    let mut paths: Vec<PathBuf> =
+        parents.map(|parent| parent.join(group_name(id))).filter(|path| path.exists()).collect();
+    paths.dedup();
+    paths
+}
+
 /// Removes the groups of a container whose last process has ended or is ending.
 pub fn remove(paths: &[PathBuf]) -> Result<()> {
     let end = Instant::now() + REMOVE_PATIENCE;

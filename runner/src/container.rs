@@ -210,10 +210,11 @@ pub fn remove(store: &Store, place: &Place, when_running: WhenRunning) -> Result
     };
     // A container with --rm may have removed itself when it was killed.
     if place.path().exists() {
+        let mut cgroups = cgroup::candidates(&place.id);
         if let Ok(record) = &record {
-            let cgroups: Vec<PathBuf> = record.cgroups.iter().map(Text::to_path).collect();
-            best_effort(cgroup::remove(&cgroups), "an empty cgroup uses next to nothing");
+            cgroups.extend(record.cgroups.iter().map(Text::to_path));
         }
+        best_effort(cgroup::remove(&cgroups), "an empty cgroup uses next to nothing");
         delete(place, &Caller::load()?)?;
     }
     if let Ok(record) = record {
@@ -249,11 +250,15 @@ fn kill(place: &Place, record: &Record) -> Result<OwnedFd> {
     Ok(lock)
 }
 
-/// Removes containers that should have removed themselves but were killed together with what would have done it.
+/// Removes containers that should have removed themselves, or were never finished, because what would have done it
+/// was killed.
 pub fn prune(store: &Store) -> Result<()> {
     for place in store.list()? {
-        let Ok(record) = place.load() else { continue };
-        if record.remove && place.status(&record) != Status::Running {
+        let dead = match place.load() {
+            Ok(record) => record.remove && place.status(&record) != Status::Running,
+            Err(_) => place.is_unfinished(),
+        };
+        if dead {
             best_effort(remove(store, &place, WhenRunning::Refuse), "`runner rm` tells why");
         }
     }

@@ -360,6 +360,17 @@ impl Place {
         Ok(record)
     }
 
+    /// Tells whether this was given up while it was being made: no record, nobody at work, and not just begun.
+    pub fn is_unfinished(&self) -> bool {
+        /// Between making the directory and locking it lies one system call.
+        const OLD_ENOUGH: u64 = 10;
+        let made =
+            fs::metadata(&self.path).map_or(u64::MAX, |meta| meta.ctime().try_into().unwrap_or(u64::MAX));
+        !self.path.join(STATE).exists()
+            && now().saturating_sub(made) > OLD_ENOUGH
+            && matches!(self.lock(), Ok(Some(_)))
+    }
+
     /// Tells whether the container of a record runs.
     pub fn status(&self, record: &Record) -> Status {
         if let Some(outcome) = record.outcome {

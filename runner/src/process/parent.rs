@@ -44,6 +44,9 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 /// Added to the number of the signal that ended the first process.
 const SIGNALLED: i32 = 128;
 
+/// Exit code of a first process that was killed.
+const KILLED: u8 = 137;
+
 /// A process of the container, by descriptor.
 #[derive(Debug)]
 struct Peer {
@@ -64,6 +67,8 @@ pub(crate) struct Running {
     failure: Option<Error>,
     server_failure: Option<Error>,
     server_ended: bool,
+    /// Whether the runner itself has killed the first process.
+    killed: bool,
     warnings: Vec<String>,
 }
 
@@ -119,6 +124,7 @@ pub(crate) fn start(launch: &Launch, lock: &OwnedFd, cgroups: &Cgroups) -> Resul
         failure: None,
         server_failure: None,
         server_ended: false,
+        killed: false,
         warnings: Vec::new(),
     };
     match running.release(launch, cgroups, in_cgroup) {
@@ -205,15 +211,15 @@ impl Running {
             return Err(Error::setup("the container ended before it started"));
         };
         if launch.ids.kind == Kind::Identity {
-            server.send(&Message::Proceed, None)?;
+            server.send(&Message::Proceed, None).map_err(|_| lost_early())?;
         } else {
             let path = format!("/proc/{}/ns/user", self.first.pid.as_raw_nonzero());
             let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
             let namespace = rustix::fs::open(path, flags, rustix::fs::Mode::empty())
                 .during("open the container's user namespace")?;
-            server.send(&Message::UserNamespace, Some(namespace.as_fd()))?;
+            server.send(&Message::UserNamespace, Some(namespace.as_fd())).map_err(|_| lost_early())?;
         }
-        first.send(&Message::Proceed, None)
+        first.send(&Message::Proceed, None).map_err(|_| lost_early())
     }
 
     /// Ends both processes of a container that could not be started.
@@ -226,7 +232,8 @@ impl Running {
         abandon(Peer { pid: self.server.pid, pidfd: self.server.pidfd, channel: self.server.channel.take() });
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
+        self.killed = true;
         best_effort(pidfd_send_signal(&self.first.pidfd, rustix::process::Signal::KILL), "it has just ended");
     }
 
@@ -239,8 +246,14 @@ impl Running {
             for warning in self.warnings.drain(..) {
                 warn(&warning);
             }
-            if let Some(code) = self.step()? {
-                break code;
+            match self.step() {
+                Ok(Some(code)) => break code,
+                Ok(None) => {}
+                Err(error) => {
+                    self.failure = self.failure.take().or(Some(error));
+                    self.kill();
+                    break self.exit_code()?;
+                }
             }
         };
         // What the first process sent just before its end.
@@ -258,7 +271,11 @@ impl Running {
         self.finish_server();
         // The command was started when its end of the channel closed with nothing bad said.
         let started = self.first.channel.is_none() && self.failure.is_none();
-        let failure = self.server_failure.take().or(self.failure.take());
+        let failure = match (self.failure.take(), self.server_failure.take()) {
+            // Somebody else killed the first process; what the server says about it is no news.
+            (None, _) if code == KILLED && !self.killed => None,
+            (first, server) => server.or(first),
+        };
         Ok(End { outcome: failure.map_or(Ok(code), Err), started })
     }
 
@@ -298,8 +315,7 @@ impl Running {
             return;
         }
         if self.server_failure.is_none() {
-            self.server_failure =
-                Some(Error::setup("the container's file server ended before the container"));
+            self.server_failure = Some(server_lost());
         }
         self.kill();
     }
@@ -429,11 +445,22 @@ impl Running {
                 break;
             }
         }
-        best_effort(
-            waitid(WaitId::PidFd(self.server.pidfd.as_fd()), WaitIdOptions::EXITED),
-            "it is a child of ours",
-        );
+        let status = waitid(WaitId::PidFd(self.server.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let was_killed = status.ok().flatten().is_some_and(|status| status.terminating_signal().is_some());
+        // The first process then says how its files failed, which is not the cause.
+        if was_killed && self.failure.is_some() && self.server_failure.is_none() {
+            self.server_failure = Some(server_lost());
+        }
     }
+}
+
+/// A process that waits for its first message does not close its end by itself.
+fn lost_early() -> Error {
+    Error::setup("a process of the container was killed while it started")
+}
+
+fn server_lost() -> Error {
+    Error::setup("the container's file server ended before the container")
 }
 
 /// Waits for the end of a process; false when it takes longer than `patience`.
