@@ -43,6 +43,7 @@ fn readme(results: &Results, micro: &[Micro]) -> String {
         targets(&mut text, results);
         times(&mut text, results);
         requests(&mut text, results);
+        server_time(&mut text, results);
     }
     memory(&mut text, results);
     if !micro.is_empty() {
@@ -198,6 +199,27 @@ fn requests(text: &mut String, results: &Results) {
         kinds.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
         let kinds: Vec<String> = kinds.iter().map(|(k, n)| format!("{k} {n}")).collect();
         push(text, format_args!("| {workload} | {} | {} |", cells.join(" | "), kinds.join(", ")));
+    }
+}
+
+/// Less disturbed by other load than the wall times, and what a battery pays for.
+fn server_time(text: &mut String, results: &Results) {
+    let servers: Vec<&String> = results
+        .subjects
+        .iter()
+        .filter(|s| results.workloads.iter().any(|(_, w)| results.server_cpu(w, s).is_some()))
+        .collect();
+    if servers.is_empty() {
+        return;
+    }
+    text.push_str("\n## Processor time of the server in one execution (medians)\n\n");
+    let names: Vec<&str> = servers.iter().map(|s| s.as_str()).collect();
+    push(text, format_args!("| workload | {} |", names.join(" | ")));
+    push(text, format_args!("|{}", "---|".repeat(servers.len() + 1)));
+    for (_, workload) in results.workloads.iter().filter(|(section, _)| section != "mount") {
+        let cell = |s: &&String| results.server_cpu(workload, s).map_or_else(|| "-".to_owned(), duration);
+        let cells: Vec<String> = servers.iter().map(cell).collect();
+        push(text, format_args!("| {workload} | {} |", cells.join(" | ")));
     }
 }
 

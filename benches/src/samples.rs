@@ -86,6 +86,12 @@ impl Results {
         Summary::of(&cell.map(|s| s.ns as f64).collect::<Vec<_>>())
     }
 
+    /// Median processor time of the server in one cell, in nanoseconds.
+    pub fn server_cpu(&self, workload: &str, subject: &str) -> Option<f64> {
+        let cell = self.samples.iter().filter(|s| s.workload == workload && s.subject == subject);
+        Some(Summary::of(&cell.filter_map(|s| s.server_cpu_ns).map(|n| n as f64).collect::<Vec<_>>())?.median)
+    }
+
     /// Median of `subject` divided by the median of `peer`.
     pub fn ratio(&self, workload: &str, subject: &str, peer: &str) -> Option<f64> {
         let (ours, theirs) = (self.summary(workload, subject)?, self.summary(workload, peer)?);
