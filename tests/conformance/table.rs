@@ -49,7 +49,7 @@ fn measure(root: &Path, count: u64) -> (String, Vec<String>) {
 fn row(name: &str, program: Option<&Path>, count: u64) -> (String, Vec<String>) {
     let scratch = scratch();
     let layers = Layers::below(scratch.path(), 1);
-    let tree = LayerTree::new().file("lower", vec![b'x'; 100_000]).with("pjdfstest", Kind::Directory, 0o777);
+    let tree = LayerTree::new().file("lower", vec![b'x'; 100_000]).with("pjd", Kind::Directory, 0o777);
     tree.build(&layers.lowers[0]);
     match (name, program) {
         ("plain", _) => measure(&layers.lowers[0], count),

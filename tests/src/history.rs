@@ -272,7 +272,7 @@ fn acl(which: u64) -> Name {
             (1, 6, u32::MAX),
             (2, 7, crate::operation::USER),
             (4, 4, u32::MAX),
-            (16, 6, u32::MAX),
+            (16, 7, u32::MAX),
             (32, 4, u32::MAX),
         ],
         1 => &[(1, 7, u32::MAX), (4, 5, u32::MAX), (32, 0, u32::MAX)],

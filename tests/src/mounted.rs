@@ -36,7 +36,7 @@ pub fn scratch_base() -> PathBuf {
 
 /// Returns a fresh scratch directory, removed on drop.
 pub fn scratch() -> tempfile::TempDir {
-    let directory = tempfile::Builder::new().prefix("e2e-").tempdir_in(scratch_base()).unwrap();
+    let directory = tempfile::Builder::new().prefix("e-").tempdir_in(scratch_base()).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), mode).unwrap();
     directory

@@ -58,7 +58,7 @@ impl Verdict {
 
 /// Runs pjdfstest in a fresh directory below `root`.
 pub fn pjdfstest(root: &Path) -> (Verdict, String) {
-    let directory = root.join("pjdfstest");
+    let directory = root.join("pjd");
     std::fs::create_dir_all(&directory).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(&directory, mode).unwrap();

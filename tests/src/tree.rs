@@ -126,6 +126,16 @@ impl LayerTree {
         self
     }
 
+    /// Keeps the objects for which `keep` is true.
+    pub fn retain(&mut self, keep: impl Fn(&[u8], &Kind) -> bool) {
+        self.items.retain(|path, item| keep(path, &item.kind));
+    }
+
+    /// Returns path, kind, mode and extended attributes of each object, parents first.
+    pub fn objects(&self) -> impl Iterator<Item = (&[u8], &Kind, u32, &[(Vec<u8>, Vec<u8>)])> {
+        self.items.iter().map(|(path, item)| (path.as_slice(), &item.kind, item.mode, item.xattrs.as_slice()))
+    }
+
     /// Writes the tree into the directory `root`, which is made if missing; times are [`OLD_SECONDS`].
     pub fn build(&self, root: &Path) {
         std::fs::create_dir_all(root).unwrap();

@@ -75,7 +75,7 @@ pub fn run_measurement(role: Option<Role>, filter: &str, rows: &Path) {
 }
 
 fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &Path)]) {
-    let scratch = tempfile::Builder::new().prefix("e2e-user-").tempdir_in(mounted::scratch_base()).unwrap();
+    let scratch = tempfile::Builder::new().prefix("u-").tempdir_in(mounted::scratch_base()).unwrap();
     std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     let test = copy_program(&std::env::current_exe().unwrap(), scratch.path());
     let union = copy_program(&mounted::union_program(), scratch.path());

@@ -1,0 +1,67 @@
+//! Random calls on `Union` itself, without a mount, against a file system in memory; the union is dropped and
+//! opened again in the middle.
+
+mod drive;
+mod memory;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use drive::{Call, Driver};
+use memory::Over;
+
+fn name() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["a", "b", "c", "d"]).prop_map(str::to_owned)
+}
+
+fn path() -> impl Strategy<Value = Vec<String>> {
+    vec(name(), 1..4)
+}
+
+fn over() -> impl Strategy<Value = Over> {
+    prop::sample::select(vec![Over::Replace, Over::Replace, Over::NoReplace, Over::Exchange])
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let mode = prop::sample::select(vec![0o644_u32, 0o600, 0o755, 0o444]);
+    prop_oneof![
+        3 => (path(), mode.clone()).prop_map(|(path, mode)| Call::Create(path, mode)),
+        4 => (path(), 0_u64..9000, 0_usize..5000, any::<u64>())
+            .prop_map(|(path, offset, len, seed)| Call::Write(path, offset, len, seed)),
+        2 => (path(), 0_u64..12_000).prop_map(|(path, size)| Call::Truncate(path, size)),
+        3 => path().prop_map(Call::Read),
+        4 => path().prop_map(Call::Unlink),
+        4 => path().prop_map(Call::Mkdir),
+        4 => path().prop_map(Call::Rmdir),
+        6 => (path(), path(), over()).prop_map(|(from, to, over)| Call::Rename(from, to, over)),
+        3 => (path(), path()).prop_map(|(from, to)| Call::Link(from, to)),
+        2 => (path(), name()).prop_map(|(path, target)| Call::Symlink(path, target)),
+        2 => (path(), mode).prop_map(|(path, mode)| Call::Chmod(path, mode)),
+        2 => (path(), vec(any::<u8>(), 0..9)).prop_map(|(path, value)| Call::SetXattr(path, value)),
+        1 => path().prop_map(Call::RemoveXattr),
+        3 => (path(), 1_usize..4).prop_map(|(path, chunk)| Call::List(path, chunk)),
+        2 => path().prop_map(Call::Hold),
+        2 => (0_u64..9000, 1_usize..3000, any::<u64>()).prop_map(|(offset, len, seed)| Call::WriteHeld(offset, len, seed)),
+        2 => Just(Call::ReadHeld),
+        1 => Just(Call::Forget),
+        1 => Just(Call::Compare),
+        1 => Just(Call::Reopen),
+    ]
+}
+
+fn cases() -> u32 {
+    std::env::var("E2E_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_calls_on_the_union_equal_a_file_system_in_memory(seed in 0_u64..1000, calls in vec(call(), 1..120)) {
+        let mut driver = Driver::new(seed);
+        for (index, call) in calls.iter().enumerate() {
+            driver.apply(call).map_err(|text| TestCaseError::fail(format!("call {index} {call:?}: {text}")))?;
+        }
+        driver.finish().map_err(TestCaseError::fail)?;
+    }
+}
