@@ -13,7 +13,7 @@ use e2e::tree::LayerTree;
 const THREADS: usize = 4;
 
 fn rounds() -> usize {
-    std::env::var("E2E_OPS").ok().and_then(|text| text.parse().ok()).unwrap_or(2_000)
+    std::env::var("E2E_OPS").ok().and_then(|text| text.parse().ok()).unwrap_or(500)
 }
 
 /// Runs `work(directory, round)` in several threads on a fresh mount, and fails with what went wrong.
