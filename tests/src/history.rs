@@ -296,7 +296,33 @@ pub fn layers(seed: u64, count: usize) -> Vec<LayerTree> {
         drop_idle_whiteouts(&mut top, &crate::flatten::flatten(&stack));
         stack.insert(0, top);
     }
+    // Links in the top layer only, where no other layer hides one of the names: then the link count of the layer
+    // is the one to show.
+    if seed.is_multiple_of(2)
+        && let Some(top) = stack.first_mut()
+    {
+        add_links(top, seed);
+    }
     stack
+}
+
+/// Gives some files of a layer further names, in any of its directories.
+fn add_links(top: &mut LayerTree, seed: u64) {
+    let mut random = Random::new(seed ^ 0x6c69_6e6b);
+    let is_file = |item: &crate::tree::Item| matches!(item.kind, Kind::File(_) | Kind::Sparse(..));
+    let files: Vec<_> =
+        top.items.iter().filter(|(_, item)| is_file(item)).map(|(path, _)| path.clone()).collect();
+    let directories = crate::flatten::directories(top);
+    for _ in 0..files.len() / 3 {
+        let (file, directory) = (random.pick(&files), random.pick(&directories));
+        let name = *random.pick::<&[u8]>(&NAMES[..6]);
+        let path =
+            if directory.is_empty() { name.to_vec() } else { [directory, b"/".as_slice(), name].concat() };
+        // A tree is built in the order of names, the first name of an object first.
+        if path > *file && !top.items.contains_key(&path) {
+            *top = std::mem::take(top).hardlink(&path, file);
+        }
+    }
 }
 
 /// Removes the whiteouts that stand in a directory with nothing below it: kernel overlayfs would list them.

@@ -1,0 +1,91 @@
+//! What the union wrote, kernel overlayfs shows the same; what kernel overlayfs wrote, the union shows the same.
+
+use e2e::execute::Session;
+use e2e::flatten::flatten;
+use e2e::history::{Flavour, Generator, layers};
+use e2e::mounted::{Layers, Mounted, scratch};
+use e2e::operation::Op;
+use e2e::oracle::KernelOverlay;
+use e2e::require;
+use e2e::require::say;
+use e2e::snapshot::Snapshot;
+
+/// Operations of one history.
+const OPERATIONS: usize = 800;
+
+/// What the kernel must be told to read everything the union may write.
+const KERNEL_OPTIONS: &str = ",redirect_dir=on,index=on,metacopy=on";
+
+fn histories() -> u64 {
+    std::env::var("E2E_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+/// One of the two sides, mounted.
+enum Writer {
+    Union(Mounted),
+    Kernel(KernelOverlay),
+}
+
+impl Writer {
+    fn new(union: bool, layers: &Layers) -> Self {
+        let mut layers = layers.clone();
+        if union {
+            return Self::Union(Mounted::new(layers));
+        }
+        layers.extra = KERNEL_OPTIONS.to_owned();
+        Self::Kernel(KernelOverlay::new(layers))
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let root = match self {
+            Self::Union(mounted) => mounted.root(),
+            Self::Kernel(overlay) => overlay.root(),
+        };
+        let mut snapshot = Snapshot::take(root).unwrap();
+        // Numbers of listings are a matter of the parity tier.
+        snapshot.faults.clear();
+        snapshot
+    }
+
+    fn unmount(&mut self) {
+        match self {
+            Self::Union(mounted) => mounted.unmount(),
+            Self::Kernel(overlay) => overlay.unmount(),
+        }
+    }
+}
+
+/// Lets one side make a random history, and compares what the other shows; then the other goes on, and so on.
+fn take_turns(seed: u64, mut union_writes: bool) {
+    let scratch = scratch();
+    let count = 1 + (seed % 3) as usize;
+    let trees = layers(seed, count);
+    let places = Layers::below(scratch.path(), count);
+    trees.iter().zip(&places.lowers).for_each(|(tree, lower)| tree.build(lower));
+    let mut generator = Generator::new(seed, Flavour::full(), &flatten(&trees));
+    for turn in 0..4 {
+        let mut writer = Writer::new(union_writes, &places);
+        let mut session = Session::new(&places.target);
+        for step in generator.steps(OPERATIONS / 4).iter().filter(|step| step.op != Op::Remount) {
+            session.execute(step);
+        }
+        session.close_all();
+        let written = writer.snapshot();
+        writer.unmount();
+        let mut reader = Writer::new(!union_writes, &places);
+        let lines = written.diff(&reader.snapshot(), ("writer", "reader"));
+        let who = if union_writes { "the union" } else { "kernel overlayfs" };
+        assert!(lines.is_empty(), "seed {seed}, turn {turn}, {who} wrote:\n{}", lines.join("\n"));
+        reader.unmount();
+        union_writes = !union_writes;
+    }
+}
+
+#[test]
+fn the_union_and_kernel_overlayfs_take_turns_on_one_upper() {
+    require!(Fuse, Union, Root, KernelOverlay);
+    for seed in 0..histories() {
+        take_turns(seed, seed % 2 == 0);
+    }
+    say(&format!("interop: {} histories of {OPERATIONS} operations in turns of four", histories()));
+}
