@@ -123,7 +123,7 @@ fn launch(
         tmpfs: spec.tmpfs.clone(),
         network: spec.network,
         tty_gid: ids.has_gid(mounts::TTY_GID).then_some(mounts::TTY_GID),
-        etc_files,
+        etc_files: etc_files.into_iter().filter(|(name, _)| !is_users(&spec, name)).collect(),
         cgroups: Layout::load().map(|layout| layout.homes().to_vec()).unwrap_or_default(),
     };
     Launch {
@@ -136,6 +136,13 @@ fn launch(
         merged: place.merged(),
         remains,
     }
+}
+
+/// Whether the user has put something of their own where a generated file of `/etc` would go.
+fn is_users(spec: &ContainerSpec, name: &str) -> bool {
+    let binds = spec.binds.iter().map(|bind| &bind.target);
+    let mut targets = binds.chain(spec.tmpfs.iter().map(|tmpfs| &tmpfs.target));
+    targets.any(|target| *target == Path::new("/etc") || *target == Path::new("/etc").join(name))
 }
 
 fn make_directories(place: &Place, spec: &ContainerSpec) -> Result<()> {

@@ -143,3 +143,49 @@ fn files_of_other_ids_can_be_made_and_removed() {
     assert_eq!(fixture.runner(&["rm", "ids"]).ok(), "ids\n");
     assert_eq!(std::fs::read_dir(fixture.store().join("containers")).unwrap().count(), 0);
 }
+
+#[test]
+fn the_users_own_etc_files_win() {
+    require!(Fuse, UserNamespace);
+    let fixture = Fixture::new();
+    let own = fixture.path().join("own-hosts");
+    std::fs::write(&own, "mine\n").unwrap();
+    let volume = format!("{}:/etc/hosts:ro", own.display());
+    assert_eq!(fixture.run(&["-v", &volume], &["/probe", "cat", "/etc/hosts"]).ok(), "mine\n");
+    let etc = fixture.path().join("own-etc");
+    std::fs::create_dir(&etc).unwrap();
+    fixture.run(&["-v", &format!("{}:/etc", etc.display())], &["/probe", "exit", "0"]).ok();
+    assert_eq!(std::fs::read_dir(&etc).unwrap().count(), 0);
+}
+
+#[test]
+fn the_callers_mask_does_not_reach_the_container() {
+    require!(Fuse, UserNamespace);
+    let fixture = Fixture::new();
+    let mut line = std::process::Command::new("sh");
+    line.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(crate::fixture::runner_program());
+    line.arg("--store")
+        .arg(fixture.store())
+        .args(["run", "-v"])
+        .arg(format!("{}:/made/dir", fixture.path().display()));
+    line.args([
+        "--rootfs",
+        "/",
+        "--",
+        "stat",
+        "-c",
+        "%a",
+        "/",
+        "/dev",
+        "/dev/pts",
+        "/dev/shm",
+        "/made",
+        "/etc/hosts",
+    ]);
+    let said = crate::fixture::said(&line.output().unwrap());
+    assert_eq!(
+        said.out.split_whitespace().collect::<Vec<_>>(),
+        ["755", "755", "755", "1777", "755", "644"],
+        "{said:?}"
+    );
+}

@@ -66,6 +66,8 @@ fn start(launch: &Launch, ends: Ends) -> std::result::Result<u8, (Channel, Error
 fn isolate(launch: &Launch, runner: &Channel, server: Channel) -> Result<Command> {
     // Nothing of the runner's may be reachable from inside; its ends of the channels would hide its death.
     sys::close_all_but(&[runner.as_fd(), server.as_fd()]).during("close inherited descriptors")?;
+    // What is made for the container has the modes that are asked for, whatever the caller's mask.
+    rustix::process::umask(Mode::empty());
     // While the process may still write to its own memory through /proc.
     hide_title();
     // Without its maps the process has no ids and may do nothing.
@@ -245,6 +247,8 @@ fn become_command(launch: &Launch, command: Command) -> Result<Infallible> {
     // A session of its own: a command that shared the caller's could push characters into its terminal.
     rustix::process::setsid().during("start a session")?;
     stdio::connect(command.terminal, launch.spec.interactive)?;
+    // The caller's keys are not the container's.
+    best_effort(sys::new_session_keyring(), "the kernel has no keyrings, or an outer filter hides them");
     // Before the user changes: dropping from the bounding set takes a capability.
     launch.capabilities.apply_before_user_change()?;
     // As root, which may enter directories that the user may not; tried again below for one that only the user may.
