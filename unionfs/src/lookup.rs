@@ -142,10 +142,15 @@ pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name:
 }
 
 fn redirected(attrs: DirAttrs, unchanged: Target) -> Target {
-    match attrs.redirect {
-        None => unchanged,
-        Some(Redirect::Sibling(name)) => Target::Name(name),
-        Some(Redirect::Absolute(path)) => Target::Path(path),
+    match (attrs.redirect, unchanged) {
+        (None, unchanged) => unchanged,
+        (Some(Redirect::Sibling(name)), Target::Name(_)) => Target::Name(name),
+        (Some(Redirect::Sibling(name)), Target::Path(mut path)) => {
+            path.pop();
+            path.push(name);
+            Target::Path(path)
+        }
+        (Some(Redirect::Absolute(path)), _) => Target::Path(path),
     }
 }
 
@@ -161,18 +166,20 @@ fn find_below(
     let mut next_layer = 0;
     while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
         next_layer = candidate.layer + 1;
-        let Some(parent) = candidate.parent else {
-            if candidate.cut {
-                break;
-            }
-            continue;
+        let more_below = !candidate.cut && next_candidate_exists(stack, lowers, &target, next_layer);
+        let here = match &candidate.parent {
+            Some(parent) => probe(stack, parent, target.name(), more_below)?,
+            None => Probe::Missing,
         };
-        let more_below = next_candidate_exists(stack, lowers, &target, next_layer);
-        match probe(stack, &parent, target.name(), more_below)? {
+        let Candidate { parent, cut, next, .. } = candidate;
+        if let Some(next) = next {
+            target = next;
+        }
+        match here {
             Probe::Missing => {}
             Probe::Stop => break,
             Probe::Object(stat, ..) if !stat.is_dir() => {
-                if found.is_none() {
+                if let (None, Some(parent)) = (&found, parent) {
                     let data =
                         if more_below { lower_data(stack, lowers, &parent, &target, &stat)? } else { None };
                     let lower = LowerPart::File(parent);
@@ -191,6 +198,9 @@ fn find_below(
                 }
                 target = redirected(attrs, target);
             }
+        }
+        if cut {
+            break;
         }
     }
     if let Some(found) = &mut found
@@ -252,27 +262,35 @@ fn find_data(
     let mut next_layer = from;
     while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
         next_layer = candidate.layer + 1;
-        let Some(parent) = candidate.parent else {
-            if candidate.cut {
+        let more_below = !candidate.cut && next_candidate_exists(stack, lowers, &target, next_layer);
+        let name = target.name().to_vec();
+        let Candidate { parent, cut, next, .. } = candidate;
+        if let Some(next) = next {
+            target = next;
+        }
+        let Some(parent) = parent else {
+            if cut {
                 break;
             }
             continue;
         };
-        let more_below = next_candidate_exists(stack, lowers, &target, next_layer);
-        match probe(stack, &parent, target.name(), more_below)? {
+        match probe(stack, &parent, &name, more_below)? {
             Probe::Missing => {}
             Probe::Object(stat, ..) if stat.kind() == FileKind::Regular => {
                 let fd = stack.lower(&parent)?.dir_fd(&stack.fds, &parent)?;
                 let deeper =
-                    if more_below { metacopy_target(stack, fd.as_fd(), target.name(), &stat)? } else { None };
+                    if more_below { metacopy_target(stack, fd.as_fd(), &name, &stat)? } else { None };
                 let Some(deeper) = deeper else {
-                    let name = FileName::new(target.name())?;
+                    let name = FileName::new(&name)?;
                     drop(fd);
                     return Ok(Some(LowerName { dir: parent, name }));
                 };
                 target = deeper;
             }
             Probe::Stop | Probe::Object(..) => break,
+        }
+        if cut {
+            break;
         }
     }
     Ok(None)
@@ -282,8 +300,10 @@ fn find_data(
 struct Candidate {
     layer: usize,
     parent: Option<Arc<LowerDir>>,
-    /// A whiteout or an opaque directory on the way of a path: nothing below counts.
+    /// A whiteout or an opaque directory on the way of a path: nothing in the layers below counts.
     cut: bool,
+    /// A directory on the way was renamed in this layer: where the path goes on in the layers below.
+    next: Option<Target>,
 }
 
 fn next_candidate(
@@ -297,11 +317,11 @@ fn next_candidate(
             layer: dir.layer,
             parent: Some(Arc::clone(dir)),
             cut: false,
+            next: None,
         })),
         Target::Path(path) => {
             let Some(root) = stack.roots.get(from) else { return Ok(None) };
-            let (parent, cut) = walk_path(stack, root, path)?;
-            Ok(Some(Candidate { layer: from, parent, cut }))
+            walk_path(stack, root, path).map(Some)
         }
     }
 }
@@ -314,21 +334,40 @@ fn next_candidate_exists(stack: &LayerStack, lowers: &[Arc<LowerDir>], target: &
 }
 
 /// Walks all but the last component of a redirect's path in one layer.
-fn walk_path(
-    stack: &LayerStack,
-    root: &Arc<LowerDir>,
-    path: &[Vec<u8>],
-) -> Result<(Option<Arc<LowerDir>>, bool)> {
-    let mut at = Arc::clone(root);
-    for component in path.get(..path.len().saturating_sub(1)).unwrap_or_default() {
+fn walk_path(stack: &LayerStack, root: &Arc<LowerDir>, path: &[Vec<u8>]) -> Result<Candidate> {
+    let mut found = Candidate { layer: root.layer, parent: Some(Arc::clone(root)), cut: false, next: None };
+    for (index, component) in path.iter().enumerate().take(path.len().saturating_sub(1)) {
+        let Some(at) = found.parent.take() else { break };
         match probe(stack, &at, component, true)? {
-            Probe::Missing => return Ok((None, false)),
-            Probe::Stop => return Ok((None, true)),
-            Probe::Object(_, Some(dir), _) => at = dir,
-            Probe::Object(..) => return Ok((None, true)),
+            Probe::Missing => break,
+            Probe::Object(_, Some(dir), attrs) => {
+                found.cut |= attrs.opaque || dir.sealed;
+                if let Some(redirect) = attrs.redirect {
+                    found.next = Some(Target::Path(rerouted(path, index, redirect)));
+                }
+                found.parent = Some(dir);
+            }
+            Probe::Stop | Probe::Object(..) => {
+                found.cut = true;
+                break;
+            }
         }
     }
-    Ok((Some(at), false))
+    Ok(found)
+}
+
+/// Replaces the component at `index`, or all up to it, by a redirect that was met on the way.
+fn rerouted(path: &[Vec<u8>], index: usize, redirect: Redirect) -> Vec<Vec<u8>> {
+    let rest = path.get(index + 1..).unwrap_or_default();
+    let mut new = match redirect {
+        Redirect::Absolute(components) => components,
+        Redirect::Sibling(name) => {
+            let before = path.get(..index).unwrap_or_default();
+            before.iter().cloned().chain([name]).collect()
+        }
+    };
+    new.extend_from_slice(rest);
+    new
 }
 
 /// What one layer says about a name.

@@ -25,11 +25,13 @@ use crate::tree::{Peeked, Tree};
 pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()> {
     let upper = tree.stack.upper()?;
     copy_up::ensure_upper(tree, parent, Need::Data)?;
-    let _names = parent.names.lock();
     let victim = tree.peek(parent, name)?;
     if victim.inode.is_dir() {
         return Err(Error::new(Errno::ISDIR));
     }
+    keep_count(tree, &victim)?;
+    let _names = parent.names.lock();
+    still_there(&victim, parent, name)?;
     let dir = tree.upper_fd(parent)?;
     let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
     let pin = if victim.inode.on_upper() { Some(tree.pin_upper(&victim.inode)?) } else { None };
@@ -42,6 +44,26 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     links::lose_link(tree, &victim.inode, victim.stat.nlink, named)?;
     forget_name(tree, &victim.inode, parent, name, pin, is_last_link(tree, &victim));
     Ok(())
+}
+
+/// Brings a lower object with several names into the index before one of them goes: only there it is counted. No data
+/// is copied.
+pub(crate) fn keep_count(tree: &Tree, victim: &Peeked<'_>) -> Result<()> {
+    if tree.index.is_some() && victim.stat.nlink > 1 && !victim.inode.is_dir() && !victim.inode.on_upper() {
+        copy_up::ensure_upper(tree, &victim.inode, Need::Metadata)?;
+    }
+    Ok(())
+}
+
+/// Checks that an object is where it was before the locks were taken.
+///
+/// # Errors
+/// ENOENT if it was removed or renamed meanwhile.
+pub(crate) fn still_there(object: &Peeked<'_>, parent: &Inode, name: &[u8]) -> Result<()> {
+    let state = object.inode.state.read();
+    let others = state.other_places.as_deref().map(Vec::as_slice).unwrap_or_default();
+    let found = state.place.iter().chain(others).any(|place| place.is(parent, name));
+    if found { Ok(()) } else { Err(Error::new(Errno::NOENT)) }
 }
 
 /// Returns whether the upper has an object under the name: members of the index may be reached without.

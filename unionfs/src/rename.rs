@@ -17,7 +17,7 @@ use crate::links;
 use crate::lookup;
 use crate::name::FileName;
 use crate::ondisk::REDIRECT_MAX;
-use crate::remove::{forget_name, has_upper_name, is_last_link, put_whiteout};
+use crate::remove::{forget_name, has_upper_name, is_last_link, keep_count, put_whiteout, still_there};
 use crate::request::RenameMode;
 use crate::stack::probe::WhiteoutForm;
 use crate::stack::upper::UpperLayer;
@@ -53,10 +53,13 @@ pub(crate) fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) 
     if let (Some(target), RenameMode::Exchange) = (&target, mode) {
         copy_up::ensure_upper(tree, &target.inode, Need::Data)?;
     }
+    if let (Some(target), RenameMode::Replace) = (&target, mode) {
+        keep_count(tree, target)?;
+    }
     let _names = lock_parents(from.parent, to.parent);
-    still_there(&source, from)?;
+    still_there(&source, from.parent, from.name)?;
     if let Some(target) = &target {
-        still_there(target, to)?;
+        still_there(target, to.parent, to.name)?;
     }
     let upper = tree.stack.upper()?;
     let job = Rename {
@@ -112,14 +115,6 @@ fn lock_parents<'a>(
     let (first, second) = if a.id < b.id { (a, b) } else { (b, a) };
     let first = first.names.lock();
     (first, Some(second.names.lock()))
-}
-
-/// Checks that an object is where it was before the locks were taken.
-fn still_there(object: &Peeked<'_>, end: End<'_>) -> Result<()> {
-    let state = object.inode.state.read();
-    let others = state.other_places.as_deref().map(Vec::as_slice).unwrap_or_default();
-    let found = state.place.iter().chain(others).any(|place| place.is(end.parent, end.name));
-    if found { Ok(()) } else { Err(Error::new(Errno::NOENT)) }
 }
 
 /// A rename whose objects are on the upper and whose directories are locked.
