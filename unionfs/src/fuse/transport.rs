@@ -7,6 +7,8 @@
 mod buffers;
 mod dev;
 mod disk;
+mod placement;
+mod spare;
 mod sys;
 mod uring;
 mod workers;

@@ -5,7 +5,8 @@
 //! one thread answers them, it gives the lead away first. A follower is a thread that waits for the lead.
 //!
 //! Waiting is cheap for the server but dear for the client: to wake a thread on an idle processor takes longer than
-//! most requests. So the leader looks again for some microseconds before it sleeps, as long as that finds requests.
+//! most requests. So the leader looks again for some microseconds before it sleeps, as long as that finds requests and
+//! no other thread has use for the processor.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,13 +17,16 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::OFlags;
 
 use super::buffers::Buffers;
+use super::placement::Placement;
+use super::spare::Spare;
 use super::sys;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::{Handler, Outcome};
 use crate::fuse::wire::{self, Header, Request, WireError};
 
-/// How long the leader looks for a request before it sleeps.
-const SPIN: Duration = Duration::from_micros(20);
+/// How long the leader looks for a request before it sleeps: as long as it takes to wake a client on a processor that
+/// sleeps, in a virtual machine, until its next request.
+const SPIN: Duration = Duration::from_micros(50);
 
 /// For how many requests there is no looking after the first look in vain; twice as many after each further one.
 const REST_MIN: u32 = 8;
@@ -103,6 +107,8 @@ struct Team<'env> {
 /// How requests came lately. Protected by the lead.
 #[derive(Debug)]
 struct Pace {
+    /// Whether a processor is free for looking.
+    spare: Spare,
     /// Requests for which there is no looking.
     rest: u32,
     /// The next rest.
@@ -115,7 +121,7 @@ struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { rest: 0, next_rest: REST_MIN, waiting: 0, careful: 0 }
+        Self { spare: Spare::default(), rest: 0, next_rest: REST_MIN, waiting: 0, careful: 0 }
     }
 }
 
@@ -170,20 +176,24 @@ impl<'env> Team<'env> {
         'env: 'scope,
     {
         let mut buffers = Buffers::new(self.handler.config().max_write);
+        let mut placement = Placement::new();
         let mut lead = None;
         loop {
             let mut pace = lead.take().unwrap_or_else(|| self.follow());
             if self.ended.load(Ordering::Acquire) {
                 return;
             }
-            let received = match self.receive(&mut pace, &mut buffers) {
+            if pace.is_crowded() {
+                placement.leave();
+            }
+            let received = match self.receive(&mut pace, &placement, &mut buffers) {
                 Ok(Some(received)) => received,
                 Ok(None) => return self.end(None),
                 Err(errno) => {
                     return self.end(Some(Error::new(errno).during("read requests from", "/dev/fuse")));
                 }
             };
-            lead = self.handle(scope, pace, &received, &mut buffers);
+            lead = self.handle(scope, pace, &received, &mut buffers, &mut placement);
         }
     }
 
@@ -205,10 +215,13 @@ impl<'env> Team<'env> {
     fn receive(
         &self,
         pace: &mut Pace,
+        placement: &Placement,
         buffers: &mut Buffers,
     ) -> std::result::Result<Option<Received<'_>>, Errno> {
         if let Some(glance) = &self.glance
             && pace.rest == 0
+            && !placement.is_beside_client()
+            && pace.spare.is_there(self.processors)
             && let Some(received) = look(glance, pace, buffers)?
         {
             return Ok(Some(received));
@@ -234,6 +247,7 @@ impl<'env> Team<'env> {
         mut pace: MutexGuard<'env, Pace>,
         received: &Received<'_>,
         buffers: &mut Buffers,
+        placement: &mut Placement,
     ) -> Option<MutexGuard<'env, Pace>>
     where
         'env: 'scope,
@@ -265,6 +279,8 @@ impl<'env> Team<'env> {
                 pace.careful = CAREFUL;
             }
             self.send(buffers, received.door, header.unique, outcome);
+            // After the answer: it costs the client nothing.
+            placement.served(header.pid);
             lead = Some(pace);
         }
         lead
