@@ -9,9 +9,24 @@
 //! then `state`, then the caches. No table, cache or `state` lock is held across a system call; `copy_up`, `names`
 //! and `data` belong to one inode and are.
 //!
-//! Order of files, each using only those below it: cli; fuse; union; create, remove, rename, attr, xattr_ops,
-//! file_io; copy_up; tree; dir_cache, handles, inode_table, inode; merge, lookup; stack; options, ondisk, idmap; sys,
-//! name, request, error.
+//! Order of files: each uses only files listed below it.
+//!
+//! - 15 `cli`
+//! - 14 `fuse`
+//! - 13 `union`
+//! - 12 `rename`
+//! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `xattr_ops`
+//! - 10 `copy_up`, `links`
+//! - 9 `upper_file`
+//! - 8 `tree` (knows `identity`), `identity` (knows `tree`)
+//! - 7 `dir_cache`, `handles`, `idle_files`, `index`, `inode_table`
+//! - 6 `inode`, `merge`
+//! - 5 `lookup`
+//! - 4 `stack`
+//! - 3 `options`, `ondisk`
+//! - 2 `idmap`, `sys`
+//! - 1 `name`, `request`
+//! - 0 `error`
 
 mod attr;
 pub mod cli;

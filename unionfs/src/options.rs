@@ -46,7 +46,7 @@ pub struct MountOptions {
     pub redirect_dir: Option<RedirectDir>,
     /// Whether hard links survive copy-up; none decides by what the layers can do.
     pub index: Option<bool>,
-    /// Whether a change of metadata copies up metadata only; none is off.
+    /// Whether a change of metadata copies up metadata only; none decides by what the upper can store.
     pub metacopy: Option<bool>,
     /// Accepted for the kernel's sake.
     pub nfs_export: bool,

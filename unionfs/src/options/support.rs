@@ -32,27 +32,17 @@ const GAPS: &[Gap] = &[
         |options| options.xattr_permissions != XattrPermissions::Off,
         Without::Refused("not supported yet; owners and modes would be wrong"),
     ),
-    (
-        "metacopy=on",
-        |options| options.metacopy == Some(true),
-        Without::Continues("a change of metadata copies the whole file up"),
-    ),
-    (
-        "index=on",
-        |options| options.index == Some(true),
-        Without::Continues("a hard link of a lower file is separated from the others when it is copied up"),
-    ),
     ("nfs_export=on", |options| options.nfs_export, Without::Continues("the mount cannot be exported")),
     (
-        "xino",
-        |options| options.xino != Xino::Auto,
+        "xino=off",
+        |options| options.xino == Xino::Off,
         Without::Continues("inode numbers are kept apart where layers lie on several file systems"),
     ),
     ("uuid", |options| options.uuid != UuidPolicy::Auto, Without::Continues("as uuid=auto")),
     (
         "static_nlink",
         |options| options.static_nlink,
-        Without::Continues("directories show the link count of their topmost layer"),
+        Without::Continues("merged directories have a link count of 1, others their own"),
     ),
     (
         "fsync=strict",

@@ -158,7 +158,22 @@ fn options_that_need_each_other_are_checked_together() {
         assert!(error.contains(want), "{text}: {error}");
     }
     assert_eq!(parse("lowerdir=/a,upperdir=/u,workdir=/w").validate(), Ok(vec![]));
-    assert_eq!(parse("lowerdir=/a,index=on,metacopy=on").validate().unwrap().len(), 2);
+}
+
+#[test]
+fn options_without_effect_are_told_and_those_with_one_are_not() {
+    let told = |text: &str| -> Vec<String> {
+        parse(text).validate().unwrap().iter().map(|warning| warning.to_string()).collect()
+    };
+    for text in
+        ["index=on,metacopy=on,redirect_dir=on,xino=on,xino=auto", "index=off,metacopy=off,redirect_dir=off"]
+    {
+        assert_eq!(told(&format!("lowerdir=/a,{text}")), [""; 0], "{text}");
+    }
+    for word in ["nfs_export=on", "xino=off", "uuid=null", "static_nlink", "fsync=strict", "volatile"] {
+        let told = told(&format!("lowerdir=/a,{word}"));
+        assert!(told.len() == 1 && told[0].contains(", continuing without: "), "{word}: {told:?}");
+    }
 }
 
 #[test]
