@@ -39,7 +39,7 @@ fn readme(results: &Results, micro: &[Micro]) -> String {
     }
     push(&mut text, format_args!("- load average at each round: {}", results.load.join("; ")));
     text.push_str(METHOD);
-    if !results.samples.is_empty() {
+    if !results.samples.is_empty() || !results.requests.is_empty() {
         targets(&mut text, results);
         times(&mut text, results);
         requests(&mut text, results);
