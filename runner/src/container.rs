@@ -11,7 +11,7 @@ use unionfs::MountOptions;
 use crate::cgroup::layout::Layout;
 use crate::cgroup::{self, Cgroups};
 use crate::error::{Class, During, Error, Result, best_effort, shown};
-use crate::idmap::{self, Caller, IdMap, Kind};
+use crate::idmap::{self, Caller, IdMap};
 use crate::process::parent::{self, End};
 use crate::process::{Launch, Remains};
 use crate::seccomp;
@@ -37,7 +37,10 @@ pub struct Request {
 /// Preconditions: this process has one thread.
 pub fn run(store: &Store, request: Request, warn: &mut dyn FnMut(&str)) -> Result<u8> {
     let caller = Caller::load()?;
-    let ids = ids_for(&caller, warn);
+    let ids = idmap::plan(&caller);
+    if let Some(warning) = idmap::lost_ranges(&caller) {
+        warn(warning);
+    }
     let (place, lock) = store.create(&request.id, &request.name)?;
     let name = request.name.clone();
     let remove = request.spec.remove;
@@ -51,16 +54,6 @@ pub fn run(store: &Store, request: Request, warn: &mut dyn FnMut(&str)) -> Resul
         store.free_name(&name);
     }
     end?.outcome
-}
-
-/// The ids that this host grants; fewer when its helpers cannot work.
-fn ids_for(caller: &Caller, warn: &mut dyn FnMut(&str)) -> IdMap {
-    let ids = idmap::plan(caller);
-    if ids.kind == Kind::Ranges && !idmap::helper_is_privileged() {
-        warn("newuidmap has lost its set-user-id bit: the container has one id only");
-        return idmap::single(caller);
-    }
-    ids
 }
 
 fn run_in(

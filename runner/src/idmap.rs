@@ -65,7 +65,7 @@ pub struct Caller {
     pub subgid: Vec<u8>,
     /// Whether the caller's own user namespace has given up changing lists of groups; those in it have then, too.
     pub groups_fixed: bool,
-    /// Whether newuidmap and newgidmap are installed.
+    /// Whether newuidmap and newgidmap are installed with the privilege that they need.
     pub helpers: bool,
 }
 
@@ -95,7 +95,7 @@ impl Caller {
             caller.name = user.ok().flatten().map(|user| user.name.into_bytes());
             caller.subuid = optional("/etc/subuid");
             caller.subgid = optional("/etc/subgid");
-            caller.helpers = HELPERS.iter().all(|helper| Path::new(helper).exists());
+            caller.helpers = HELPERS.iter().all(|helper| is_privileged(Path::new(helper)));
         }
         Ok(caller)
     }
@@ -118,8 +118,17 @@ pub fn plan(caller: &Caller) -> IdMap {
     IdMap { kind: Kind::Ranges, uids, gids, may_set_groups }
 }
 
+/// What a caller with ranges must know when they cannot be used.
+pub fn lost_ranges(caller: &Caller) -> Option<&'static str> {
+    let ranges = subid::parse(&caller.subuid, caller.name.as_deref(), caller.uid);
+    (caller.uid != 0 && !caller.helpers && !ranges.is_empty()).then_some(
+        "the container has one id only: newuidmap and newgidmap are missing from /usr/bin or have lost their \
+         set-user-id bits (package uidmap)",
+    )
+}
+
 /// The map of a caller who has nothing but the own ids.
-pub fn single(caller: &Caller) -> IdMap {
+fn single(caller: &Caller) -> IdMap {
     let one = |id| vec![Extent { inside: 0, outside: id, count: 1 }];
     IdMap { kind: Kind::Single, uids: one(caller.uid), gids: one(caller.gid), may_set_groups: false }
 }
@@ -254,12 +263,10 @@ fn finish_helper(helper: &str, child: std::process::Child) -> Result<()> {
     Err(Error::setup(format!("{helper} failed: {message}")))
 }
 
-/// Returns whether a helper could work: it needs its set-id bit or a file capability, which some images lose.
-pub fn helper_is_privileged() -> bool {
-    HELPERS.iter().all(|helper| {
-        fs::metadata(helper).is_ok_and(|meta| meta.mode() & libc::S_ISUID != 0 && meta.uid() == 0)
-            || rustix::fs::getxattr(*helper, "security.capability", &mut [0_u8; 64]).is_ok()
-    })
+/// A helper needs its set-id bit or a file capability, which some images lose.
+fn is_privileged(helper: &Path) -> bool {
+    fs::metadata(helper).is_ok_and(|meta| meta.mode() & libc::S_ISUID != 0 && meta.uid() == 0)
+        || rustix::fs::getxattr(helper, "security.capability", &mut [0_u8; 64]).is_ok()
 }
 
 #[cfg(test)]
@@ -318,10 +325,12 @@ mod tests {
         let want = vec![Extent { inside: 0, outside: 1000, count: 1 }];
         let mut no_helpers = user("ann:1:2", "ann:1:2");
         no_helpers.helpers = false;
+        assert!(lost_ranges(&no_helpers).is_some());
         for caller in [user("", ""), user("ann:1:2", ""), user("bob:1:2", "bob:1:2"), no_helpers] {
             let map = plan(&caller);
             assert_eq!((map.kind, &map.uids), (Kind::Single, &want));
         }
+        assert!(lost_ranges(&user("", "")).is_none());
     }
 
     #[test]

@@ -189,3 +189,12 @@ fn the_callers_mask_does_not_reach_the_container() {
         "{said:?}"
     );
 }
+
+#[test]
+fn home_is_a_directory_that_can_be_used() {
+    require!(Fuse, UserNamespace);
+    let script = "echo $HOME; touch $HOME/made && echo ok";
+    let said = Fixture::new().run_on(Path::new("/"), &[], &["sh", "-c", script]);
+    let home = if who() == Who::Root { "/root" } else { "/" };
+    assert_eq!(said.out, format!("{home}\nok\n"), "{said:?}");
+}

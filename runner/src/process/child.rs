@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Dir, Mode, OFlags};
 use rustix::process::{DumpableBehavior, Gid, Signal, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
@@ -187,7 +187,9 @@ fn hide_title() {
 fn command(launch: &Launch, account: Account, terminal: Option<OwnedFd>) -> Result<Command> {
     let mut environment = launch.spec.env.clone();
     if value_of(&environment, "HOME").is_none() {
-        environment.push([OsStr::new("HOME="), account.home.as_os_str()].concat_os());
+        let mut home = OsString::from("HOME=");
+        home.push(if is_usable(&account) { account.home.as_os_str() } else { OsStr::new("/") });
+        environment.push(home);
     }
     let search = value_of(&environment, "PATH").unwrap_or_default();
     let search = search.as_bytes().split(|byte| *byte == b':').map(|directory| {
@@ -203,18 +205,18 @@ fn command(launch: &Launch, account: Account, terminal: Option<OwnedFd>) -> Resu
     })
 }
 
-/// Joins parts of names that may hold any bytes.
-trait ConcatOs {
-    fn concat_os(&self) -> OsString;
-}
-
-impl ConcatOs for [&OsStr] {
-    fn concat_os(&self) -> OsString {
-        self.iter().fold(OsString::new(), |mut all, part| {
-            all.push(part);
-            all
-        })
+/// Whether the home of the container's root can be entered: with the host's system as root and an ordinary user as
+/// caller, it belongs to the host's root, whose files stay closed.
+fn is_usable(account: &Account) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if account.uid != 0 {
+        return true;
     }
+    // Opening asks the union nothing; reading does.
+    let first = rustix::fs::open(&account.home, flags, Mode::empty())
+        .and_then(Dir::new)
+        .and_then(|mut directory| directory.next().unwrap_or(Err(rustix::io::Errno::NOENT)));
+    !matches!(first, Err(rustix::io::Errno::ACCESS))
 }
 
 fn strings(texts: &[OsString]) -> Result<Vec<CString>> {
