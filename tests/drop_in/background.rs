@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use e2e::mounted::{Layers, scratch, unmount};
+use e2e::mounted::{Layers, mounted_elsewhere, scratch, unmount};
 use e2e::program::{Unmount, mount_type, run, servers_of, wait_until};
 use e2e::require;
 use e2e::tree::LayerTree;
 
 struct Place {
     layers: Layers,
+    device: std::cell::Cell<u64>,
     scratch: tempfile::TempDir,
 }
 
@@ -19,7 +20,7 @@ fn place(lowers: usize) -> Place {
     for (index, lower) in layers.lowers.iter().enumerate() {
         LayerTree::new().file(format!("f{index}"), format!("from {index}")).build(lower);
     }
-    Place { layers, scratch }
+    Place { layers, device: std::cell::Cell::new(0), scratch }
 }
 
 impl Place {
@@ -34,12 +35,15 @@ impl Place {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{words:?}: {}: {stderr}", output.status);
         assert!(mount_type(&self.layers.target).is_some(), "exit 0 without a mount");
+        let meta = std::fs::metadata(&self.layers.target).unwrap();
+        self.device.set(std::os::unix::fs::MetadataExt::dev(&meta));
         (Unmount(self.layers.target.clone()), stderr)
     }
 
     fn gone(&self) {
         let target = &self.layers.target;
-        assert!(wait_until(|| servers_of(target).is_empty()), "the server did not end");
+        let ended = wait_until(|| servers_of(target).is_empty() || mounted_elsewhere(self.device.get()));
+        assert!(ended, "the server did not end");
         assert_eq!(mount_type(target), None);
     }
 }
