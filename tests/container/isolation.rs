@@ -1,6 +1,6 @@
 //! What the container sees of itself, and what it does not see of the host.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use e2e::require;
@@ -230,4 +230,20 @@ fn a_covered_proc_of_the_host_is_bound_and_that_is_said() {
     let said = crate::fixture::said(&line.output().unwrap());
     assert_eq!((said.code, said.out.as_str()), (Some(0), "probe\n"), "{said:?}");
     assert!(said.err.contains("warning: /proc is the host's"), "{said:?}");
+}
+
+#[test]
+fn devices_can_be_used_and_the_hosts_nodes_not_be_changed() {
+    require!(Fuse, UserNamespace);
+    let before = std::fs::metadata("/dev/null").unwrap();
+    let script = "chmod 600 /dev/null; chown 1 /dev/null; touch -d @0 /dev/zero; chmod 600 /proc/timer_list; \
+                  echo x > /dev/null && echo x >> /dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c";
+    let said = Fixture::new().run_on(Path::new("/"), &[], &["sh", "-c", script]);
+    assert_eq!(
+        (said.code, said.out.split_whitespace().collect::<Vec<_>>()),
+        (Some(0), vec!["4", "4"]),
+        "{said:?}"
+    );
+    let after = std::fs::metadata("/dev/null").unwrap();
+    assert_eq!((before.mode(), before.uid(), before.gid()), (after.mode(), after.uid(), after.gid()));
 }

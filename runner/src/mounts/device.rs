@@ -10,7 +10,7 @@ use rustix::mount::MountAttrFlags;
 use super::tree::{Options, attach, bind, new};
 use crate::error::{During, Error, Result};
 use crate::root::{Root, open_beside};
-use crate::sys::mount::Reach;
+use crate::sys::mount::{Reach, set_attributes};
 
 /// The mounted `/dev` of a container.
 #[derive(Debug)]
@@ -105,6 +105,10 @@ fn bind_node(dev: &OwnedFd, name: &str, number: u64) -> Result<()> {
             "cannot use {path} of the host: it is not the device it should be"
         )));
     }
+    // A device is written to through a read-only mount as well; what this stops is a change of the host's node
+    // itself, whose owner the container's root may be.
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    set_attributes(&node, attributes, Reach::One).during(format_args!("protect {path} of the host"))?;
     let place = make_file(dev, name)?;
     attach(&node, &place).during(format_args!("attach {path}"))
 }
