@@ -40,7 +40,8 @@ impl Server {
         let ring = match options.transport {
             Transport::Fuser => return Self::connect_fuser(union, device, options),
             Transport::Uring => Ring::Required,
-            Transport::Auto | Transport::Dev => Ring::Unwanted,
+            Transport::Auto => Ring::IfPossible,
+            Transport::Dev => Ring::Unwanted,
         };
         let counters = Arc::<Counters>::default();
         let connection = Connection::open(union, Arc::clone(&counters), device, options, ring)?;
