@@ -14,6 +14,8 @@ pub struct Series {
 /// Okabe and Ito's colours: distinct for colour-blind readers. The last series of a plot is ours and comes out first.
 const COLOURS: [&str; 8] =
     ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a5a5a", "#000000"];
+/// Smaller ratios are drawn at the edge, so that one of them does not squeeze all others together.
+const LEAST_RATIO: f64 = 0.005;
 const ROW: f64 = 20.0;
 const LEFT: f64 = 230.0;
 const WIDTH: f64 = 980.0;
@@ -40,7 +42,7 @@ impl Axis {
     fn over(series: &[Series], from: f64, to: f64) -> Self {
         let values = series.iter().flat_map(|s| s.values.iter().flatten()).copied().filter(|v| *v > 0.0);
         let (low, high) = values.fold((1.0_f64, 1.0_f64), |(l, h), v| (l.min(v), h.max(v)));
-        Self { low: low * 0.85, high: high * 1.2, from, to }
+        Self { low: (low * 0.85).max(LEAST_RATIO), high: high * 1.2, from, to }
     }
 
     /// As `over`, but 1 need not be on it.

@@ -339,7 +339,7 @@ fn ratio_plot(results: &Results) -> String {
         })
         .collect();
     let labels: Vec<String> = rows.into_iter().cloned().collect();
-    let subtitle = "median time divided by kernel overlayfs's (logarithmic): left of 1 is faster";
+    let subtitle = "median time divided by kernel overlayfs's (logarithmic): left of 1 is faster; at the edge: 0.005 or less";
     plot::ratios("Whole programs on the union", subtitle, &labels, &series)
 }
 
