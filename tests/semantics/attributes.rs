@@ -1,0 +1,56 @@
+//! What stat and statvfs show.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use e2e::require;
+use e2e::tree::LayerTree;
+
+use crate::Fixture;
+
+#[test]
+fn a_merged_directory_has_one_link() {
+    require!(Fuse, Union);
+    let lowers = [LayerTree::new().dir("d/x").dir("only/y"), LayerTree::new().dir("d/z")];
+    let union = Fixture::new(&lowers, "");
+    assert_eq!(fs::metadata(union.at("d")).unwrap().nlink(), 1);
+    // What one layer alone has is shown as that layer's file system counts.
+    let (shown, own) = (fs::metadata(union.at("only")).unwrap(), fs::metadata(union.lower("only")).unwrap());
+    assert_eq!(shown.nlink(), own.nlink());
+}
+
+#[test]
+fn an_inode_number_is_that_of_the_lower_object_and_stays() {
+    require!(Fuse, Union);
+    let mut union = Fixture::new(&[LayerTree::new().file("f", "1").dir("d")], "");
+    let ino = |union: &Fixture, name: &str| fs::metadata(union.at(name)).unwrap().ino();
+    let (file, directory) = (ino(&union, "f"), ino(&union, "d"));
+    assert_eq!(file, fs::metadata(union.lower("f")).unwrap().ino());
+    fs::write(union.at("f"), "changed").unwrap();
+    fs::rename(union.at("f"), union.at("d/g")).unwrap();
+    assert_eq!((ino(&union, "d/g"), ino(&union, "d")), (file, directory));
+    assert_ne!(fs::metadata(union.upper("d/g")).unwrap().ino(), file);
+    union.mounted.remount();
+    assert_eq!((ino(&union, "d/g"), ino(&union, "d")), (file, directory));
+    let listed = fs::read_dir(union.at("d")).unwrap().next().unwrap().unwrap();
+    assert_eq!(std::os::unix::fs::DirEntryExt::ino(&listed), file);
+}
+
+#[test]
+fn access_times_are_not_kept_by_the_mount() {
+    require!(Fuse, Union);
+    let union = Fixture::new(&[LayerTree::new().file("f", "1")], "");
+    let flags = rustix::fs::statvfs(union.at("")).unwrap().f_flag;
+    assert!(flags.contains(rustix::fs::StatVfsMountFlags::NOATIME));
+}
+
+#[test]
+fn size_and_blocks_of_a_metacopy_are_those_of_the_whole_file() {
+    require!(Fuse, Union);
+    let union = Fixture::new(&[LayerTree::new().file("f", vec![b'x'; 1 << 20])], "");
+    let before = fs::metadata(union.at("f")).unwrap();
+    fs::set_permissions(union.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    let after = fs::metadata(union.at("f")).unwrap();
+    assert_eq!((after.size(), after.blocks()), (before.size(), before.blocks()));
+    assert_eq!(after.mode() & 0o7777, 0o600);
+}

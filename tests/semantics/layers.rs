@@ -1,0 +1,51 @@
+//! How the layers may lie and what happens when they change.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use e2e::mounted::{Layers, Mounted, scratch};
+use e2e::require;
+use e2e::tree::LayerTree;
+
+use crate::Fixture;
+
+#[test]
+fn an_upper_inside_a_lower_is_not_shown() {
+    require!(Fuse, Union);
+    let scratch = scratch();
+    let mut layers = Layers::below(scratch.path(), 0);
+    fs::write(scratch.path().join("beside"), "1").unwrap();
+    layers.lowers = vec![scratch.path().to_path_buf()];
+    let mounted = Mounted::new(layers.clone());
+    let mut shown: Vec<_> =
+        fs::read_dir(mounted.root()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    shown.sort();
+    // Neither upper nor workdir nor the mount point; what the server says lies beside them.
+    assert_eq!(shown, ["beside", "merged.stderr"]);
+    fs::write(mounted.root().join("upper"), "a file of that name can be made").unwrap();
+    assert!(fs::metadata(layers.upper.unwrap().join("upper")).unwrap().is_file());
+}
+
+#[test]
+fn changes_of_a_layer_below_a_mount_show_for_sure_with_timeout_0_only() {
+    require!(Fuse, Union);
+    for (option, shows) in [("", false), (",timeout=0", true)] {
+        let union = Fixture::new(&[LayerTree::new().file("f", "before")], option);
+        assert_eq!(fs::read(union.at("f")).unwrap(), b"before");
+        fs::set_permissions(union.lower("f"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(union.lower("f"), "after!").unwrap();
+        // Without, attributes show when the kernel happens to ask; data that it keeps does not.
+        let mode = fs::metadata(union.at("f")).unwrap().permissions().mode() & 0o7777;
+        assert!(mode == 0o600 || !shows, "{mode:o}");
+        assert_eq!(fs::read(union.at("f")).unwrap() == b"after!", shows, "{option}");
+    }
+}
+
+#[test]
+fn without_attributes_every_call_about_them_answers_enotsup() {
+    require!(Fuse, Union);
+    let union = Fixture::new(&[LayerTree::new().file("f", "1").xattr("f", "user.x", "y")], ",noxattrs");
+    let mut value = [0; 8];
+    let got = rustix::fs::getxattr(union.at("f"), "user.x", &mut value[..]);
+    assert_eq!(got, Err(rustix::io::Errno::OPNOTSUPP));
+}

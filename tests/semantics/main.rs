@@ -1,0 +1,77 @@
+//! One test for each paragraph of SEMANTICS.md that no other tier proves.
+
+mod attributes;
+mod calls;
+mod kernel;
+mod layers;
+mod names;
+mod rights;
+mod upper;
+
+use std::path::{Path, PathBuf};
+
+use e2e::mounted::{Layers, Mounted, scratch};
+use e2e::require;
+use e2e::tree::LayerTree;
+use e2e::user::{Role, run_again};
+
+/// A union, unmounted before its scratch directory goes.
+struct Fixture {
+    mounted: Mounted,
+    _scratch: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// Mounts `lowers`, topmost first, below a fresh upper; `options` begin with a comma.
+    fn new(lowers: &[LayerTree], options: &str) -> Self {
+        let scratch = scratch();
+        let mut layers = Layers::below(scratch.path(), lowers.len());
+        layers.extra.push_str(options);
+        for (tree, lower) in lowers.iter().zip(&layers.lowers) {
+            tree.build(lower);
+        }
+        Self { mounted: Mounted::new(layers), _scratch: scratch }
+    }
+
+    /// Returns a path in the union.
+    fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mounted.root().join(name)
+    }
+
+    /// Returns the same path in the upper.
+    fn upper(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mounted.layers().upper.as_ref().unwrap().join(name)
+    }
+
+    /// Returns the same path in the topmost lower.
+    fn lower(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.mounted.layers().lowers[0].join(name)
+    }
+}
+
+/// Returns the error number of a result that must be an error.
+#[track_caller]
+fn errno<T>(result: std::io::Result<T>) -> i32 {
+    match result {
+        Ok(_) => panic!("no error"),
+        Err(error) => error.raw_os_error().unwrap(),
+    }
+}
+
+/// Returns the value of a mark of the union, in whichever namespace it is.
+fn mark(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = vec![0; 4096];
+    ["trusted", "user"].iter().find_map(|space| {
+        let name = format!("{space}.overlay.{name}");
+        let len = rustix::fs::lgetxattr(path, name.as_str(), &mut value[..]).ok()?;
+        Some(value[..len].to_vec())
+    })
+}
+
+#[test]
+fn as_an_ordinary_user_through_fusermount3() {
+    require!(Fuse, Union, Root, Tester);
+    for module in ["attributes::", "calls::", "layers::", "names::", "upper::"] {
+        run_again(Role::Plain, module);
+    }
+}
