@@ -470,9 +470,15 @@ fn put(bytes: &mut Vec<u8>, offset: usize, new: &[u8]) {
 /// Turns a tree into the model.
 fn fill(tree: &LayerTree) -> Memory {
     let mut memory = Memory::new();
+    let names =
+        |path: &[u8]| path.split(|b| *b == b'/').map(|name| name.escape_ascii().to_string()).collect();
     for (path, kind, mode, xattrs) in tree.objects() {
-        let path: Vec<String> =
-            path.split(|b| *b == b'/').map(|name| name.escape_ascii().to_string()).collect();
+        let path: Vec<String> = names(path);
+        if let Kind::HardLink(first) = kind {
+            let first: Vec<String> = names(first);
+            memory.link(&first, &path).unwrap();
+            continue;
+        }
         let body = match kind {
             Kind::File(bytes) => Body::File(bytes.clone()),
             Kind::Sparse(size, pieces) => {
