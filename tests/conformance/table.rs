@@ -7,7 +7,7 @@ use e2e::oracle::KernelOverlay;
 use e2e::require;
 use e2e::suites::{fsx, pjdfstest};
 use e2e::tree::{Kind, LayerTree};
-use e2e::user::{Role, run_again};
+use e2e::user::Role;
 
 /// Who is measured: the name in the table, and the program unless it is the plain file system or the kernel.
 fn subjects() -> Vec<(String, Option<PathBuf>)> {

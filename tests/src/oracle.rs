@@ -32,7 +32,8 @@ impl KernelOverlay {
     fn mount(&mut self) {
         let text = std::ffi::CString::new(self.layers.options().as_bytes()).unwrap();
         // Inodes of the mount before may still be on their way out; index=on then refuses the workdir.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        // So does a copy of the mount in a mount namespace that someone has made meanwhile.
+        let deadline = Instant::now() + Duration::from_secs(60);
         let mut outcome =
             mount("overlay", &self.layers.target, "overlay", MountFlags::empty(), text.as_c_str());
         while outcome == Err(rustix::io::Errno::BUSY) && Instant::now() < deadline {

@@ -139,7 +139,9 @@ fn side(trees: &[LayerTree], server: &Server, base: &Path) -> Box<dyn Side> {
             (name, Mount::Program(Mounted::with(program, layers.clone())))
         }
         _ => {
-            layers.extra = ",redirect_dir=on,index=on".to_owned();
+            // Without an index the kernel does not mind that the mount before is still in use somewhere.
+            let linked = trees.iter().any(LayerTree::has_links);
+            layers.extra = format!(",redirect_dir=on,index={}", if linked { "on" } else { "off" });
             ("kernel overlayfs".to_owned(), Mount::Kernel(KernelOverlay::new(layers.clone())))
         }
     };

@@ -126,6 +126,11 @@ impl LayerTree {
         self
     }
 
+    /// Returns whether an object has several names.
+    pub fn has_links(&self) -> bool {
+        self.items.values().any(|item| matches!(item.kind, Kind::HardLink(_)))
+    }
+
     /// Keeps the objects for which `keep` is true.
     pub fn retain(&mut self, keep: impl Fn(&[u8], &Kind) -> bool) {
         self.items.retain(|path, item| keep(path, &item.kind));

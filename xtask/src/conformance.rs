@@ -40,8 +40,7 @@ pub(crate) fn install() -> Outcome {
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     install()?;
     let ops = arguments.fsx_ops.to_string();
-    let words =
-        "test --release --package e2e --test conformance -- --ignored --exact table::table --nocapture";
+    let words = "test --package e2e --test conformance -- --ignored --exact table::table --nocapture";
     let test: Vec<&str> = words.split(' ').collect();
     call("cargo", &test, &[("E2E_FSX_OPS", &ops), ("E2E_CONFORMANCE_TABLE", "docs/conformance.md")])
 }
