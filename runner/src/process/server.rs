@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use rustix::fd::AsFd;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -58,10 +59,17 @@ fn serve(launch: &Launch, ends: &Ends) -> Result<()> {
         // The first process failed before it mounted the union, and said why to the runner.
         _ => return Ok(()),
     };
-    if let Some((terminal, before)) = &ends.terminal {
-        watch_runner(&ends.runner, terminal, before)?;
+    let watch = ends.terminal.as_ref().map(|(terminal, before)| watch_runner(&ends.runner, terminal, before));
+    let watch = watch.transpose()?;
+    let outcome = session::serve(Arc::new(union), device, &launch.union)
+        .map_err(|error| Error::setup(error.to_string()));
+    // The runner has either said by now that it put the terminal back, or is dead: no end without knowing which.
+    if let Some(watch) = watch
+        && watch.join().is_err()
+    {
+        tracing::error!("the thread that watches the runner has failed");
     }
-    session::serve(Arc::new(union), device, &launch.union).map_err(|error| Error::setup(error.to_string()))
+    outcome
 }
 
 /// Makes this process independent of the runner's terminal, directory and input.
@@ -82,7 +90,7 @@ fn detach(ends: &Ends) -> Result<()> {
 }
 
 /// Puts the runner's terminal back when the runner dies without having done so.
-fn watch_runner(runner: &Channel, terminal: &OwnedFd, before: &Termios) -> Result<()> {
+fn watch_runner(runner: &Channel, terminal: &OwnedFd, before: &Termios) -> Result<JoinHandle<()>> {
     let runner = runner.duplicate()?;
     let terminal = terminal.try_clone().during("duplicate the terminal")?;
     let before = before.clone();
@@ -104,7 +112,6 @@ fn watch_runner(runner: &Channel, terminal: &OwnedFd, before: &Termios) -> Resul
             }
         })
         .during("start a thread that watches the runner")
-        .map(|_| ())
 }
 
 /// Deletes what the container leaves.
