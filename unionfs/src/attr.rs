@@ -61,7 +61,9 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
         None => apply(Object::Open(tree.pin_upper(inode)?.as_fd()))?,
     };
     file_io::note_mode(inode, stat.mode);
-    let stat = if inode.is_metacopy() { tree.stat(inode)? } else { stat };
+    // The object's own count of links and blocks may not be those to show.
+    let shown_otherwise = inode.is_metacopy() || inode.state.read().index.is_some();
+    let stat = if shown_otherwise { tree.stat(inode)? } else { stat };
     Ok(tree.attr(inode, &stat))
 }
 
@@ -85,7 +87,8 @@ fn by_name(tree: &Tree, inode: &Inode, act: &dyn Fn(Object<'_>) -> Result<Stat>)
     let unchanged = {
         let state = inode.state.read();
         let here = state.place.as_ref().is_some_and(|now| now.is(&place.parent, place.name.as_bytes()));
-        here && state.pinned.is_none()
+        // A member of the index may have no object under its name.
+        here && state.pinned.is_none() && state.index.is_none()
     };
     let parent = tree.upper_fd(&place.parent).ok().filter(|_| unchanged)?;
     Some(act(Object::Name(parent.as_fd(), place.name.as_bytes())))

@@ -49,6 +49,8 @@ pub(crate) fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) 
         return Ok(());
     }
     copy_up::ensure_upper(tree, &source.inode, Need::Data)?;
+    // Not implied: an object with several names is on the upper by any of them.
+    copy_up::ensure_upper(tree, from.parent, Need::Data)?;
     copy_up::ensure_upper(tree, to.parent, Need::Data)?;
     if let (Some(target), RenameMode::Exchange) = (&target, mode) {
         copy_up::ensure_upper(tree, &target.inode, Need::Data)?;
