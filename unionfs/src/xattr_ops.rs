@@ -11,16 +11,25 @@ use crate::ondisk;
 use crate::sys;
 use crate::tree::Tree;
 
+/// The label of an object under SELinux.
+const SELINUX: &[u8] = b"security.selinux";
+
 /// Returns the value of an attribute.
 ///
 /// # Errors
 /// ENODATA if there is none, EOPNOTSUPP where attributes are switched off.
 pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     let stored = stored_name(tree, name, Errno::NODATA)?;
-    if inode.on_upper() {
-        return Ok(sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored)?);
+    let value = if inode.on_upper() {
+        sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored).map_err(Error::from)
+    } else {
+        tree.pin_lower(inode)?.xattr(&stored)
+    };
+    match value {
+        // "No labels here" stops programs that list a directory from asking for each file; "no label" does not.
+        Err(error) if name == SELINUX && error.is(Errno::NODATA) => Err(Error::new(Errno::OPNOTSUPP)),
+        value => value,
     }
-    tree.pin_lower(inode)?.xattr(&stored)
 }
 
 /// Returns the names, each ended by NUL.

@@ -24,7 +24,6 @@ const WANTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::MAX_PAGES)
     .union(InitFlags::PARALLEL_DIROPS)
     .union(InitFlags::DO_READDIRPLUS)
-    .union(InitFlags::READDIRPLUS_AUTO)
     .union(InitFlags::ASYNC_DIO)
     .union(InitFlags::DONT_MASK)
     // Without it each write(2) asks for security.capability first: a round trip for every write.
