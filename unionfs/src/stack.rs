@@ -3,6 +3,7 @@
 pub(crate) mod dir_fds;
 pub(crate) mod lower;
 pub(crate) mod marks;
+mod mount_ids;
 pub(crate) mod probe;
 pub(crate) mod upper;
 pub(crate) mod workdir;
@@ -60,7 +61,7 @@ impl LayerStack {
         // Read-only with an upper: it is the topmost of the layers that are read.
         let read_only_upper = options.upperdir.iter().filter(|_| options.is_read_only());
         for path in read_only_upper.chain(&options.lowerdir) {
-            lowers.push(LowerLayer::open(path)?);
+            lowers.push(LowerLayer::open(path, options)?);
         }
         if lowers.is_empty() {
             return Err(Error::new(Errno::INVAL)

@@ -15,8 +15,10 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
+use crate::options::MountOptions;
 use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
+use crate::stack::mount_ids::MountIds;
 use crate::sys::{self, Stat};
 
 /// One read-only layer.
@@ -26,6 +28,8 @@ pub(crate) struct LowerLayer {
     root_stat: Stat,
     /// Identifier of the file system, all zero where it has none.
     uuid: [u8; 16],
+    /// The mapping of ids that the layer's mount has applied, to be taken back.
+    mount_ids: Option<Arc<MountIds>>,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -100,38 +104,42 @@ pub(crate) struct LowerName {
 
 /// An object of a lower layer, held open. It can be read; nothing about it can be changed.
 #[derive(Debug)]
-pub(crate) struct LowerFile(OwnedFd);
+pub(crate) struct LowerFile {
+    fd: OwnedFd,
+    mount_ids: Option<Arc<MountIds>>,
+}
 
 impl LowerFile {
     /// Returns the attributes.
     pub(crate) fn stat(&self) -> Result<Stat> {
-        Ok(sys::stat_fd(self.0.as_fd())?)
+        let stat = sys::stat_fd(self.fd.as_fd())?;
+        Ok(self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat)))
     }
 
     /// Reads at `offset`.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        Ok(sys::retry(|| rustix::io::pread(&self.0, &mut *buffer, offset))?)
+        Ok(sys::retry(|| rustix::io::pread(&self.fd, &mut *buffer, offset))?)
     }
 
     /// Returns the value of an extended attribute.
     pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        Ok(sys::xattr::get(self.0.as_fd(), name)?)
+        Ok(sys::xattr::get(self.fd.as_fd(), name)?)
     }
 
     /// Returns the names of the extended attributes, each ended by NUL.
     pub(crate) fn xattr_names(&self) -> Result<Vec<u8>> {
-        Ok(sys::xattr::list(self.0.as_fd())?)
+        Ok(sys::xattr::list(self.fd.as_fd())?)
     }
 
     /// Returns where data or a hole begins, as lseek(2) does.
     pub(crate) fn seek(&self, from: rustix::fs::SeekFrom) -> Result<u64> {
-        Ok(rustix::fs::seek(&self.0, from)?)
+        Ok(rustix::fs::seek(&self.fd, from)?)
     }
 
     /// Copies all data into the empty file `to`, sharing blocks if `share` and the file systems can.
     pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<()> {
         if !no_reflink.load(Ordering::Relaxed) {
-            match sys::copy::reflink(self.0.as_fd(), to) {
+            match sys::copy::reflink(self.fd.as_fd(), to) {
                 Ok(()) => return Ok(()),
                 Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
                     no_reflink.store(true, Ordering::Relaxed);
@@ -142,7 +150,7 @@ impl LowerFile {
         }
         let stat = self.stat()?;
         let sparse = stat.blocks.saturating_mul(512) < stat.size;
-        Ok(sys::copy::copy_sparse(self.0.as_fd(), to, stat.size, sparse)?)
+        Ok(sys::copy::copy_sparse(self.fd.as_fd(), to, stat.size, sparse)?)
     }
 
     /// Copies a range into `to`, in the kernel.
@@ -155,13 +163,13 @@ impl LowerFile {
     ) -> Result<usize> {
         let (mut from_at, mut to_at) = (offset, to_offset);
         Ok(sys::retry(|| {
-            rustix::fs::copy_file_range(&self.0, Some(&mut from_at), to, Some(&mut to_at), len)
+            rustix::fs::copy_file_range(&self.fd, Some(&mut from_at), to, Some(&mut to_at), len)
         })?)
     }
 
     /// Returns the target of a symbolic link that was opened without following it.
     pub(crate) fn link_target(&self) -> Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&self.0, c"", Vec::new())?.into_bytes())
+        Ok(rustix::fs::readlinkat(&self.fd, c"", Vec::new())?.into_bytes())
     }
 }
 
@@ -170,7 +178,7 @@ impl LowerLayer {
     ///
     /// # Errors
     /// What open(2) says of the path; ENOTDIR if it is no directory.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, options: &MountOptions) -> Result<Self> {
         let name = path.as_os_str().as_encoded_bytes();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
@@ -179,6 +187,7 @@ impl LowerLayer {
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
         let root = open_tree(&plain, c"", clone).unwrap_or(plain);
         let root_stat = sys::stat_fd(root.as_fd())?;
         let readable = rustix::fs::openat(
@@ -189,7 +198,7 @@ impl LowerLayer {
         );
         let uuid =
             readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
-        Ok(Self { root, root_stat, uuid, hidden: Vec::new() })
+        Ok(Self { root, root_stat, uuid, mount_ids, hidden: Vec::new() })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
@@ -268,24 +277,29 @@ impl LowerLayer {
         if dir.sealed || (!self.hidden.is_empty() && self.hides(dir, name)) {
             return Err(Error::new(Errno::NOENT));
         }
-        Ok(sys::stat_at(self.dir_fd(fds, dir)?.as_fd(), name)?)
+        let stat = sys::stat_at(self.dir_fd(fds, dir)?.as_fd(), name)?;
+        Ok(self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat)))
+    }
+
+    fn file(&self, fd: OwnedFd) -> LowerFile {
+        LowerFile { fd, mount_ids: self.mount_ids.clone() }
     }
 
     /// Opens `name` in `dir` for reading its data.
     pub(crate) fn open_data(&self, fds: &DirFds, dir: &LowerDir, name: &FileName) -> Result<LowerFile> {
         // O_NOATIME is for owners only; access times of lowers are not kept, so not asking costs nothing.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        Ok(LowerFile(sys::open_at(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags, 0)?))
+        Ok(self.file(sys::open_at(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags, 0)?))
     }
 
     /// Opens `name` in `dir` for its attributes.
     pub(crate) fn pin(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<LowerFile> {
-        Ok(LowerFile(sys::pin_at(self.dir_fd(fds, dir)?.as_fd(), name)?))
+        Ok(self.file(sys::pin_at(self.dir_fd(fds, dir)?.as_fd(), name)?))
     }
 
     /// Opens `dir` itself for its attributes.
     pub(crate) fn pin_dir(&self, fds: &DirFds, dir: &LowerDir) -> Result<LowerFile> {
-        Ok(LowerFile(self.dir_fd(fds, dir)?.as_fd().try_clone_to_owned()?))
+        Ok(self.file(self.dir_fd(fds, dir)?.as_fd().try_clone_to_owned()?))
     }
 
     /// Returns what the directory's own names and attributes say about the layers below, read once.
