@@ -32,6 +32,9 @@ pub enum Kind {
     OciWhiteout,
 }
 
+/// Name and value of an extended attribute.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
 /// An object of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -42,7 +45,7 @@ pub struct Item {
     /// Owner and group, if not the caller's.
     pub owner: Option<(u32, u32)>,
     /// Extended attributes.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Xattr>,
 }
 
 /// A tree of objects by path; parents come into being by themselves with mode 0755.
@@ -137,7 +140,7 @@ impl LayerTree {
     }
 
     /// Returns path, kind, mode and extended attributes of each object, parents first.
-    pub fn objects(&self) -> impl Iterator<Item = (&[u8], &Kind, u32, &[(Vec<u8>, Vec<u8>)])> {
+    pub fn objects(&self) -> impl Iterator<Item = (&[u8], &Kind, u32, &[Xattr])> {
         self.items.iter().map(|(path, item)| (path.as_slice(), &item.kind, item.mode, item.xattrs.as_slice()))
     }
 

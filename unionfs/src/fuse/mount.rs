@@ -8,7 +8,7 @@ mod fusermount;
 
 use std::ffi::{CString, OsStr};
 use std::fmt;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -227,7 +227,7 @@ fn check_target(target: &Path) -> Result<(), MountError> {
 /// Returns the options that the file system itself reads.
 fn mount_data(device: &OwnedFd, options: &MountOptions) -> Vec<u8> {
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-    let number = device.as_raw_fd();
+    let number = sys::number(device);
     // rootmode is the type of the root, in octal; the kernel asks for the rest.
     let mut data = format!(
         "fd={number},rootmode=40000,user_id={},group_id={},default_permissions",

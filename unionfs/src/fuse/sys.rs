@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 #![allow(clippy::disallowed_types)]
 
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use nix::unistd::{ForkResult, Pid};
 
@@ -34,6 +34,11 @@ impl Inherited {
             unsafe { rustix::io::close(fd) };
         }
     }
+}
+
+/// Returns the number by which another program, or the text of mount options, can name a descriptor that stays open.
+pub(super) fn number(fd: impl AsFd) -> i32 {
+    fd.as_fd().as_raw_fd()
 }
 
 /// Returns a new descriptor for what `fd`, a number handed over by the caller of this program, refers to.

@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -15,6 +15,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::{Busy, MountError, name};
 use crate::error::Errno;
+use crate::fuse::sys;
 use crate::options::{AtimeMode, MountOptions};
 
 /// The helpers, best first. Names without slash are searched in PATH.
@@ -39,7 +40,7 @@ pub fn mount_fusermount(target: &Path, options: &MountOptions) -> Result<OwnedFd
     rustix::io::fcntl_setfd(&theirs, FdFlags::empty()).map_err(MountError::Helper)?;
     let arguments = [OsStr::new("-o"), &mount_options(options), OsStr::new("--"), target.as_os_str()];
     let child = spawn(&arguments, |command| {
-        command.env(SOCKET_VARIABLE, theirs.as_raw_fd().to_string());
+        command.env(SOCKET_VARIABLE, sys::number(&theirs).to_string());
     })?;
     drop(theirs);
     let device = receive(&ours);
