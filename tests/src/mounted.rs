@@ -130,7 +130,7 @@ impl Mounted {
         std::fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Mounts again after [`Self::unmount`] or [`Self::kill`].
+    /// Mounts again after [`Self::unmount`] or [`Self::kill_server`].
     pub fn mount(&mut self) {
         self.try_mount().unwrap_or_else(|message| panic!("{message}"));
     }
