@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::inode::Inode;
 
 /// Descriptors kept at most.
-const FILES: NonZeroUsize = NonZeroUsize::new(448).unwrap();
+const FILES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(448 - 1);
 
 /// The files, by the serial number of their node.
 #[derive(Debug)]

@@ -4,11 +4,11 @@
 //! `gidmapping`, for the upper. Mapping the lowers' ids twice would show every owner as nobody. So what such a mount
 //! shows is turned back into what it would show without its mapping; everything above then treats all layers alike.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use crate::idmap::IdMap;
 use crate::options::MountOptions;
-use crate::sys::Stat;
+use crate::sys::{self, Stat};
 
 /// The mapping that a layer's mount has applied.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl MountIds {
         if options.uid_map.is_identity() && options.gid_map.is_identity() {
             return None;
         }
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", layer.as_raw_fd())).ok()?;
+        let info = std::fs::read_to_string(sys::proc_path(layer).replace("/fd/", "/fdinfo/")).ok()?;
         let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
         is_idmapped(&mounts, mount_number(&info)?)
             .then(|| Self { users: options.uid_map.clone(), groups: options.gid_map.clone() })

@@ -16,7 +16,7 @@ use crate::request::{DirEntry, Entry, Fh, NodeId};
 use crate::union::Union;
 
 /// Listings kept at most. There are twice as many numbers, so that a number comes back late.
-const KEPT: NonZeroUsize = NonZeroUsize::new(63).unwrap();
+const KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63 - 1);
 /// Numbers of listings are from 1 to this.
 const LAST: u64 = 127;
 
