@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::require;
 use e2e::tree::LayerTree;
 
@@ -53,4 +54,28 @@ fn size_and_blocks_of_a_metacopy_are_those_of_the_whole_file() {
     let after = fs::metadata(union.at("f")).unwrap();
     assert_eq!((after.size(), after.blocks()), (before.size(), before.blocks()));
     assert_eq!(after.mode() & 0o7777, 0o600);
+}
+
+#[test]
+fn a_lower_on_another_file_system_has_its_place_in_the_high_bits() {
+    require!(Fuse, Union);
+    let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else {
+        return e2e::require::skip("semantics::attributes::a_lower_on_another_file_system", "no /dev/shm");
+    };
+    let scratch = scratch();
+    let mut layers = Layers::below(scratch.path(), 1);
+    if fs::metadata(elsewhere.path()).unwrap().dev() == fs::metadata(scratch.path()).unwrap().dev() {
+        return e2e::require::skip(
+            "semantics::attributes::a_lower_on_another_file_system",
+            "one file system",
+        );
+    }
+    layers.lowers.push(elsewhere.path().to_path_buf());
+    fs::write(elsewhere.path().join("f"), "1").unwrap();
+    let own = fs::metadata(elsewhere.path().join("f")).unwrap().ino();
+    let mounted = Mounted::new(layers);
+    let ino = || fs::metadata(mounted.root().join("f")).unwrap().ino();
+    assert_eq!(ino(), (1 << 48) | own);
+    fs::write(mounted.root().join("f"), "2").unwrap();
+    assert_eq!(ino(), (1 << 48) | own);
 }

@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::require;
-use e2e::tree::LayerTree;
+use e2e::tree::{LayerTree, overlay_namespace};
 
-use crate::Fixture;
+use crate::{Fixture, errno};
 
 #[test]
 fn an_upper_inside_a_lower_is_not_shown() {
@@ -48,4 +48,31 @@ fn without_attributes_every_call_about_them_answers_enotsup() {
     let mut value = [0; 8];
     let got = rustix::fs::getxattr(union.at("f"), "user.x", &mut value[..]);
     assert_eq!(got, Err(rustix::io::Errno::OPNOTSUPP));
+}
+
+#[test]
+fn all_three_forms_of_whiteouts_are_read() {
+    require!(Fuse, Union);
+    let space = overlay_namespace();
+    let upper_layer = LayerTree::new()
+        .whiteout("d/device")
+        .file("d/.wh.name", "")
+        .dir("x")
+        .xattr("x", &format!("{space}.overlay.opaque"), "x")
+        .file("x/attribute", "")
+        .xattr("x/attribute", &format!("{space}.overlay.whiteout"), "");
+    let names = ["d/device", "d/name", "x/attribute"];
+    let below = names.iter().fold(LayerTree::new(), |tree, name| tree.file(name, "below"));
+    let union = Fixture::new(&[upper_layer, below.file("d/seen", "1").file("x/seen", "1")], "");
+    for name in names {
+        assert_eq!(errno(fs::metadata(union.at(name))), libc::ENOENT, "{name}");
+        fs::write(union.at(name), "again").unwrap();
+        assert_eq!(fs::read(union.at(name)).unwrap(), b"again");
+        fs::remove_file(union.at(name)).unwrap();
+    }
+    for directory in ["d", "x"] {
+        let shown: Vec<_> =
+            fs::read_dir(union.at(directory)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(shown, ["seen"], "{directory}");
+    }
 }
