@@ -161,10 +161,13 @@ fn report_moved(
 
 /// Where a redirect leads: an absolute path in the union, or a new name beside the directory.
 fn redirect_target(parent: &Path, redirect: &[u8]) -> PathBuf {
-    match redirect.strip_prefix(b"/") {
-        Some(absolute) => PathBuf::from(OsStr::from_bytes(absolute)),
-        None => parent.join(OsStr::from_bytes(redirect)),
-    }
+    let (base, target) = match redirect.strip_prefix(b"/") {
+        Some(absolute) => (Path::new(""), absolute),
+        None => (parent, redirect),
+    };
+    // A layer is somebody else's data: nothing in it leads out of it.
+    let names = target.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"." | b".."));
+    names.fold(base.to_owned(), |path, name| path.join(OsStr::from_bytes(name)))
 }
 
 /// What an entry of a layer means.
@@ -313,36 +316,69 @@ impl Lowers<'_> {
     }
 
     /// The layers that may hold a path, topmost first, with the path's name in each: a layer that replaces one of
-    /// the directories above hides those below it, and one that moved it names another place for them.
+    /// the directories above hides those below it, and one that moved it names another place for them. Each directory
+    /// above is a real one: a link of an image is not followed.
     fn places(&self, path: &Path) -> Result<Vec<(&PathBuf, PathBuf)>> {
         let mut places = Vec::new();
         let mut path = path.to_owned();
         for root in self.roots {
-            places.push((root, path.clone()));
-            let mut prefix = PathBuf::new();
-            let mut rest: Vec<_> = path.components().map(|part| part.as_os_str().to_owned()).collect();
-            rest.reverse();
-            let last = rest.first().cloned();
-            while let Some(part) = rest.pop() {
-                let directory = root.join(&prefix);
-                if stat_marker(&directory, &part)? {
-                    return Ok(places);
-                }
-                prefix.push(&part);
-                let Some(found) = stat(&root.join(&prefix))? else { break };
-                let is_directory = FileType::from_raw_mode(found.st_mode).is_dir();
-                let is_last = rest.is_empty() && last.as_ref() == Some(&part);
-                if !is_directory || (!is_last && is_opaque(&root.join(&prefix))?) {
-                    return Ok(places);
-                }
-                if let Some(redirect) = mark(&root.join(&prefix), "redirect")? {
-                    prefix = redirect_target(prefix.parent().unwrap_or(Path::new("")), &redirect);
+            match walk(root, &path)? {
+                Walk::Elsewhere(below) => path = below,
+                Walk::Hidden => break,
+                Walk::Here { below } => {
+                    places.push((root, path));
+                    let Some(below) = below else { break };
+                    path = below;
                 }
             }
-            path = rest.into_iter().rev().fold(prefix, |path, part| path.join(part));
         }
         Ok(places)
     }
+}
+
+/// What one layer says about a path.
+enum Walk {
+    /// It does not have the directories above; layers below may, under this name.
+    Elsewhere(PathBuf),
+    /// It has something else instead of a directory above.
+    Hidden,
+    /// It has the directories above. Layers below are asked under this name, or not at all.
+    Here { below: Option<PathBuf> },
+}
+
+fn walk(root: &Path, path: &Path) -> Result<Walk> {
+    let mut parts = path.components().map(|part| part.as_os_str()).peekable();
+    // The same directory under its name here and under its name in the layers below.
+    let (mut here, mut below) = (PathBuf::new(), PathBuf::new());
+    let mut opaque = false;
+    while let Some(part) = parts.next() {
+        let is_last = parts.peek().is_none();
+        if !is_last && stat_marker(&root.join(&here), part)? {
+            return Ok(Walk::Hidden);
+        }
+        here.push(part);
+        let directory = root.join(&here);
+        let kind = stat(&directory)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+        match kind {
+            Some(kind) if kind.is_dir() => {
+                match mark(&directory, "redirect")? {
+                    Some(redirect) => below = redirect_target(&below, &redirect),
+                    None => below.push(part),
+                }
+                // For the object itself the caller decides.
+                opaque |= !is_last && is_opaque(&directory)?;
+            }
+            _ if is_last => below.push(part),
+            Some(_) => return Ok(Walk::Hidden),
+            None if opaque => return Ok(Walk::Hidden),
+            None => {
+                below.push(part);
+                below.extend(parts);
+                return Ok(Walk::Elsewhere(below));
+            }
+        }
+    }
+    Ok(Walk::Here { below: (!opaque).then_some(below) })
 }
 
 /// Whether a layer holds `.wh.NAME`.

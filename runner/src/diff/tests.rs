@@ -106,3 +106,32 @@ fn lower_layers_hide_each_other() {
     let layers = Layers::new(&[&[".wh.a", "d/.wh.x"], &["a", "d/x", "d/y"]], &["a", "d/x", "d/y"]);
     assert_eq!(layers.changes(2), ["A /a", "C /d", "A /d/x", "C /d/y"]);
 }
+
+#[test]
+fn nothing_in_a_layer_leads_out_of_it() {
+    let layers = Layers::new(&[&["keep"]], &["link/passwd", "moved/"]);
+    std::os::unix::fs::symlink("/etc", layers.directory.path().join("l0/link")).unwrap();
+    // The host's /etc/passwd is not what was at /link/passwd before.
+    assert_eq!(layers.changes(1), ["C /link", "A /link/passwd", "A /moved"]);
+    let redirect = b"/../../../../etc";
+    if rustix::fs::setxattr(
+        layers.upper("moved"),
+        "user.overlay.redirect",
+        redirect,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .is_ok()
+    {
+        assert_eq!(layers.changes(1), ["C /link", "A /link/passwd", "A /moved"]);
+    }
+}
+
+#[test]
+fn a_directory_moved_by_a_lower_layer_is_found_below() {
+    let layers =
+        Layers::new(&[&["new/b", ".wh.old"], &["old/a", "old/sub/c"]], &["new/a", "new/sub/c", "new/sub/d"]);
+    let moved = layers.directory.path().join("l0/new");
+    if rustix::fs::setxattr(moved, "user.overlay.redirect", b"old", rustix::fs::XattrFlags::empty()).is_ok() {
+        assert_eq!(layers.changes(2), ["C /new", "C /new/a", "C /new/sub", "C /new/sub/c", "A /new/sub/d"]);
+    }
+}
