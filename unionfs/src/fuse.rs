@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod handler;
 pub mod mount;
 mod operations;
+pub mod read_ahead;
 pub mod session;
 mod sys;
 mod transport;

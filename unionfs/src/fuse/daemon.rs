@@ -21,7 +21,7 @@ use rustix::pipe::PipeFlags;
 
 use super::mount::{Busy, unmount};
 use super::session::Server;
-use super::{Counters, sys};
+use super::{Counters, read_ahead, sys};
 use crate::error::{Errno, Error, Result};
 use crate::union::Union;
 
@@ -194,6 +194,11 @@ impl Watched {
     fn report_usable(&self, leaver: Leaver) {
         // In a thread of its own: a thread that answers requests would wait for itself.
         let answered = self.target.as_ref().map_or(Ok(()), |target| rustix::fs::statfs(target).map(drop));
+        if let (Some(target), Ok(())) = (&self.target, answered)
+            && let Err(error) = read_ahead::raise(target)
+        {
+            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
+        }
         let left =
             answered.map_err(|errno| Error::new(errno).during("use", "mount")).and_then(|()| leaver.leave());
         if let Err(error) = left {
