@@ -219,6 +219,9 @@ pub enum DataMode {
     Cached,
     /// The server, by handles.
     Handles,
+    /// The server, by handles, and the kernel reads and writes upper files without it. Needs `CAP_SYS_ADMIN` in the
+    /// initial user namespace; without it as `Handles`.
+    Passthrough,
 }
 
 /// Flags of the mount itself. `None` leaves the choice to who mounts.

@@ -3,13 +3,14 @@
 //! Adapters decode a request, call one method and encode its result. Everything works without a mount.
 
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::create::{self, New};
 use crate::error::{Errno, Error, Result};
 use crate::handles::DirHandle;
-use crate::inode::Inode;
+use crate::inode::{Data, Inode};
 use crate::lookup::{DirView, Found};
 use crate::merge::{self, ListedName, Listing};
 use crate::name::FileName;
@@ -239,6 +240,16 @@ impl Union {
     pub fn release(&self, fh: Fh) {
         if let Some(handle) = self.tree.files.remove(fh) {
             file_io::release(&handle);
+        }
+    }
+
+    /// Returns the upper file that serves an open object, if it is served by one: it stays the same for as long as the
+    /// object lives.
+    pub fn upper_file(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+        let inode = self.inode(node).ok()?;
+        match &*inode.data.read() {
+            Some(Data::Upper(file)) => Some(Arc::clone(&file.fd)),
+            Some(Data::Lower(_)) | None => None,
         }
     }
 

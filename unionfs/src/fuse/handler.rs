@@ -3,6 +3,7 @@
 //! One function answers for every transport of this crate: it calls [`Union`] and writes the answer into the
 //! transport's buffer. It decides which errno a caller sees where the union is not asked, and lets no panic out.
 
+mod backing;
 mod profile;
 mod snapshots;
 mod weight;
@@ -12,6 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+pub use self::backing::Register;
+use self::backing::{Backings, Way, meant, told};
 pub use self::profile::{Config, Negotiation, Opens};
 use self::snapshots::{Sink, Snapshots};
 use super::Counters;
@@ -45,12 +48,20 @@ pub struct Handler {
     config: Config,
     /// Of directories that are read without being opened.
     snapshots: Snapshots,
+    /// Files that the kernel reads and writes itself.
+    backings: Option<Backings>,
 }
 
 impl Handler {
     /// Makes the handler for a connection that was negotiated to `config`.
-    pub fn new(union: Arc<Union>, counters: Arc<Counters>, config: Config) -> Self {
-        Self { union, counters, config, snapshots: Snapshots::default() }
+    pub fn new(
+        union: Arc<Union>,
+        counters: Arc<Counters>,
+        config: Config,
+        register: impl Register + 'static,
+    ) -> Self {
+        let backings = config.passthrough.then(|| Backings::new(Box::new(register)));
+        Self { union, counters, config, snapshots: Snapshots::default(), backings }
     }
 
     /// Returns what was negotiated.
@@ -105,12 +116,12 @@ impl Handler {
             Request::Readlink => fitted(reply::bytes(out, &self.union.readlink(node)?)),
             Request::Statfs => fitted(reply::statfs(out, &self.union.statfs()?)),
             Request::Forget { nlookup } => {
-                self.union.forget(node, nlookup);
+                self.forget(node, nlookup);
                 Ok(Outcome::Silence)
             }
             Request::BatchForget { list } => {
                 for (node, nlookup) in list.iter() {
-                    self.union.forget(node, nlookup);
+                    self.forget(node, nlookup);
                 }
                 Ok(Outcome::Silence)
             }
@@ -213,7 +224,8 @@ impl Handler {
             Request::Open { .. } if self.config.opens == Opens::Unserved => Err(Errno::NOSYS.into()),
             Request::Open { flags, open_flags } => {
                 let opened = self.union.open_file(node, flags, open_flags & flags::OPEN_KILL_SUIDGID != 0)?;
-                fitted(reply::open(out, opened.fh, self.open_reply(&opened), 0))
+                let (fh, flags, backing) = self.open_reply(node, &opened);
+                fitted(reply::open(out, fh, flags, backing))
             }
             Request::Create { .. } | Request::Tmpfile { .. } => self.create(header, request, out),
             Request::Read { fh, offset, size, .. } => {
@@ -230,6 +242,9 @@ impl Handler {
             Request::Flush { .. } if !self.config.flush => Err(Errno::NOSYS.into()),
             Request::Flush { fh, .. } => done(self.union.flush(node, self.handle(Some(fh)))),
             Request::Release { fh, .. } => {
+                if let Some(backings) = &self.backings {
+                    backings.released(node, fh);
+                }
                 if let Some(fh) = self.handle(Some(fh)) {
                     self.union.release(fh);
                 }
@@ -271,15 +286,13 @@ impl Handler {
             }
             _ => return Err(Errno::IO.into()),
         };
-        let fh = match self.config.opens {
-            Opens::Served => opened.fh,
-            Opens::Unserved => {
-                // No RELEASE may tell when the file closes, so nothing stays open in its name for ever.
-                self.union.park(opened.fh);
-                Fh(0)
-            }
-        };
-        fitted(reply::create(out, &entry, &self.config.ttls, fh, self.open_reply(&opened), 0))
+        let (fh, flags, backing) = self.open_reply(entry.node, &opened);
+        if self.config.opens == Opens::Unserved {
+            // No RELEASE may tell when the file closes, so nothing stays open in its name for ever.
+            self.union.park(opened.fh);
+            return fitted(reply::create(out, &entry, &self.config.ttls, Fh(0), flags, 0));
+        }
+        fitted(reply::create(out, &entry, &self.config.ttls, fh, flags, backing))
     }
 
     fn copy(&self, source: NodeId, copy: &CopyIn, len: u64) -> Result<u64> {
@@ -386,7 +399,7 @@ impl Handler {
     /// Returns the handle that counts: where OPEN is not served, there are none.
     fn handle(&self, fh: Option<Fh>) -> Option<Fh> {
         match self.config.opens {
-            Opens::Served => fh,
+            Opens::Served => fh.map(meant),
             Opens::Unserved => None,
         }
     }
@@ -396,11 +409,32 @@ impl Handler {
         if self.config.dont_mask { umask } else { 0 }
     }
 
-    fn open_reply(&self, opened: &Opened) -> OpenReply {
+    /// Returns what the kernel is told about an opened file: handle, flags, number of the backing file.
+    fn open_reply(&self, node: NodeId, opened: &Opened) -> (Fh, OpenReply, u32) {
+        let way = match &self.backings {
+            Some(backings) => backings.opened(&self.union, node),
+            None => Way::Cached { keep: true },
+        };
         let mut flags = OpenReply::empty();
-        flags.set(OpenReply::KEEP_CACHE, opened.keep_cache && self.config.caches());
         flags.set(OpenReply::NOFLUSH, !self.config.flush);
-        flags
+        let backing = match way {
+            Way::Cached { keep } => {
+                flags.set(OpenReply::KEEP_CACHE, keep && opened.keep_cache && self.config.caches());
+                0
+            }
+            Way::Backing(id) => {
+                flags |= OpenReply::PASSTHROUGH;
+                id
+            }
+        };
+        (told(opened.fh, way), flags, backing)
+    }
+
+    fn forget(&self, node: NodeId, nlookup: u64) {
+        if let Some(backings) = &self.backings {
+            backings.forget(node);
+        }
+        self.union.forget(node, nlookup);
     }
 }
 

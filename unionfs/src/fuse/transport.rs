@@ -4,6 +4,7 @@
 //! several threads. Where io_uring was agreed on, `uring` takes nearly all requests, and `dev` what still comes on the
 //! device: what needs no answer, and everything, should the kernel turn io_uring off after all.
 
+mod backing;
 mod buffers;
 mod dev;
 mod disk;
@@ -16,6 +17,7 @@ mod workers;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use self::backing::DeviceRegister;
 use self::buffers::Buffers;
 use self::uring::Queues;
 use self::workers::Workers;
@@ -82,7 +84,7 @@ impl Connection {
         };
         let Negotiation { mut answer, config } = chosen;
         answer.flags.set(InitFlags::OVER_IO_URING, queues.is_some());
-        let handler = Arc::new(Handler::new(union, counters, config));
+        let handler = Arc::new(Handler::new(union, counters, config, DeviceRegister(Arc::clone(&device))));
         let len = answer.encode(buffers.answer()).ok_or(Errno::IO)?;
         buffers.reply(&device, header.unique, len)?;
         // From here on the kernel lets requests wait until all queues serve.

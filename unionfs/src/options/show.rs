@@ -55,8 +55,12 @@ pub(super) const TRANSPORT: &[(&str, Transport)] = &[
 ];
 
 /// The values of `data`.
-pub(super) const DATA: &[(&str, DataMode)] =
-    &[("auto", DataMode::Auto), ("cached", DataMode::Cached), ("handles", DataMode::Handles)];
+pub(super) const DATA: &[(&str, DataMode)] = &[
+    ("auto", DataMode::Auto),
+    ("cached", DataMode::Cached),
+    ("handles", DataMode::Handles),
+    ("passthrough", DataMode::Passthrough),
+];
 
 impl fmt::Display for MountOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
