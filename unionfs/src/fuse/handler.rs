@@ -6,6 +6,8 @@
 mod backing;
 mod profile;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 use std::ops::ControlFlow;

@@ -1,0 +1,173 @@
+use super::*;
+use crate::fuse::wire::flags::InitFlags;
+use crate::fuse::wire::{InitIn, Opcode};
+use crate::options::{DataMode, MountOptions};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+/// A kernel that takes no backing file.
+#[derive(Debug)]
+struct Nobody;
+
+impl Register for Nobody {
+    fn open(&self, _file: BorrowedFd<'_>) -> std::result::Result<u32, Errno> {
+        Err(Errno::PERM)
+    }
+
+    fn close(&self, _id: u32) {}
+}
+
+/// A handler over a lower with files `f0..f<count>` and an empty upper.
+fn handler(base: &Path, count: usize, data: DataMode) -> Handler {
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| base.join(name));
+    for dir in [&lower, &upper, &work] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    for number in 0..count {
+        std::fs::write(lower.join(format!("f{number}")), format!("content {number}")).unwrap();
+    }
+    let options = MountOptions {
+        lowerdir: vec![lower],
+        upperdir: Some(upper),
+        workdir: Some(work),
+        data,
+        ..MountOptions::default()
+    };
+    let offer = InitIn { major: 7, minor: 45, max_readahead: 0, flags: InitFlags::all() };
+    let config = Negotiation::choose(&options, &offer, false).unwrap().config;
+    Handler::new(Arc::new(Union::open(&options).unwrap()), Arc::default(), config, Nobody)
+}
+
+fn ask(handler: &Handler, node: u64, request: &Request<'_>, out: &mut [u8]) -> Outcome {
+    let header = Header {
+        len: 0,
+        opcode: Opcode::Lookup.number(),
+        unique: 2,
+        node: NodeId(node),
+        uid: 0,
+        gid: 0,
+        pid: 1,
+        extensions_len: 0,
+    };
+    handler.dispatch(&header, request, out)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(*bytes[at..].first_chunk().unwrap())
+}
+
+/// Names and positions of a READDIR answer.
+fn names(mut listing: &[u8]) -> Vec<(String, u64)> {
+    let mut names = Vec::new();
+    while listing.len() >= 24 {
+        let len = usize::try_from(u32::from_ne_bytes(*listing[16..].first_chunk().unwrap())).unwrap();
+        let name = std::str::from_utf8(&listing[24..24 + len]).unwrap().to_owned();
+        names.push((name, u64_at(listing, 8)));
+        listing = &listing[(24 + len).next_multiple_of(8)..];
+    }
+    names
+}
+
+fn list(handler: &Handler, offset: u64, size: u32) -> Vec<(String, u64)> {
+    let mut out = vec![0; 1 << 16];
+    let request = Request::Readdir { fh: Fh(0), offset, size };
+    let Outcome::Reply(len) = ask(handler, 1, &request, &mut out) else { panic!("no listing") };
+    names(&out[..len])
+}
+
+#[test]
+fn an_absent_name_is_an_answer_that_can_be_remembered() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 1, DataMode::Handles);
+    let mut out = [0xaa; 4096];
+    assert_eq!(ask(&handler, 1, &Request::Lookup { name: b"none" }, &mut out), Outcome::Reply(128));
+    assert_eq!(u64_at(&out, 0), 0, "no node");
+    assert_eq!(ask(&handler, 1, &Request::Lookup { name: b"f0" }, &mut out), Outcome::Reply(128));
+    assert_ne!(u64_at(&out, 0), 0);
+}
+
+#[test]
+fn what_is_not_served_has_its_own_errno() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 1, DataMode::Cached);
+    let mut out = [0; 4096];
+    let ioctl = Request::Ioctl { fh: Fh(0), flags: 0, cmd: 1, arg: 0, data: b"", out_size: 0 };
+    let whiteout =
+        Request::Rename { name: b"f0", new_parent: NodeId(1), new_name: b"x", flags: libc::RENAME_WHITEOUT };
+    for (request, want) in [
+        (ioctl, Errno::NOTTY),
+        (whiteout, Errno::INVAL),
+        (Request::Unknown, Errno::NOSYS),
+        (Request::Access { mask: 4 }, Errno::NOSYS),
+        (Request::Open { flags: 0, open_flags: 0 }, Errno::NOSYS),
+        (Request::Opendir { flags: 0 }, Errno::NOSYS),
+        (Request::Flush { fh: Fh(0), lock_owner: 0 }, Errno::NOSYS),
+        (Request::Getxattr { name: b"user.none", size: 0 }, Errno::NODATA),
+    ] {
+        assert_eq!(ask(&handler, 1, &request, &mut out), Outcome::Error(want), "{request:?}");
+    }
+    assert_eq!(ask(&handler, 1, &Request::Forget { nlookup: 0 }, &mut out), Outcome::Silence);
+    assert_eq!(ask(&handler, 77, &Request::Getattr { fh: None }, &mut out), Outcome::Error(Errno::STALE));
+}
+
+#[test]
+fn files_are_read_and_written_without_being_opened() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 1, DataMode::Cached);
+    let mut out = [0; 4096];
+    assert_eq!(ask(&handler, 1, &Request::Lookup { name: b"f0" }, &mut out), Outcome::Reply(128));
+    let node = u64_at(&out, 0);
+    let write =
+        Request::Write { fh: Fh(0), offset: 0, data: b"CON", write_flags: 0, lock_owner: 0, flags: 0 };
+    assert_eq!(ask(&handler, node, &write, &mut out), Outcome::Reply(8));
+    let read = Request::Read { fh: Fh(0), offset: 0, size: 100, read_flags: 0, lock_owner: 0, flags: 0 };
+    assert_eq!(ask(&handler, node, &read, &mut out), Outcome::Reply(9));
+    assert_eq!(out[..9], *b"CONtent 0");
+    assert_eq!(std::fs::read(base.path().join("lower/f0")).unwrap(), b"content 0");
+    handler.finish();
+}
+
+/// Two readers of a directory that changes each get every name that stays exactly once.
+#[test]
+fn listings_without_handles_do_not_disturb_each_other() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 100, DataMode::Cached);
+    let mut out = [0; 4096];
+    let mut all = Vec::new();
+    let mut offset = 0;
+    let mut removed = 0;
+    loop {
+        let part = list(&handler, offset, 200);
+        let Some((_, next)) = part.last() else { break };
+        offset = *next;
+        all.extend(part.into_iter().map(|(name, _)| name));
+        // Another reader begins anew, after a change.
+        let name = format!("f{removed}");
+        assert_eq!(ask(&handler, 1, &Request::Unlink { name: name.as_bytes() }, &mut out), Outcome::Reply(0));
+        removed += 1;
+        assert!(list(&handler, 0, 4096).iter().all(|(listed, _)| *listed != name));
+    }
+    for number in removed..100 {
+        let name = format!("f{number}");
+        assert_eq!(all.iter().filter(|listed| **listed == name).count(), 1, "{name}");
+    }
+    handler.finish();
+}
+
+#[test]
+fn a_refused_backing_file_leaves_the_file_readable() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 1, DataMode::Passthrough);
+    let mut out = [0; 4096];
+    let create = Request::Create {
+        name: b"new",
+        flags: (libc::O_RDWR | libc::O_CREAT).cast_unsigned(),
+        mode: 0o644,
+        umask: 0,
+        open_flags: 0,
+    };
+    assert_eq!(ask(&handler, 1, &create, &mut out), Outcome::Reply(144));
+    let flags = u32::from_ne_bytes(*out[136..].first_chunk().unwrap());
+    assert_eq!(flags & OpenReply::PASSTHROUGH.bits(), 0);
+    assert_ne!(u64_at(&out, 128), 0, "the handle");
+}
