@@ -20,7 +20,7 @@ use self::backing::{Backings, Way, meant, told};
 pub use self::profile::{Config, Negotiation, Opens};
 use self::snapshots::{Sink, Snapshots};
 use super::Counters;
-use super::convert::is_unexpected;
+use super::convert::{is_unexpected, may_lose_set_id};
 use super::wire::flags::{self, OpenReply, SetattrValid};
 use super::wire::reply::{self, DirWriter};
 use super::wire::{CopyIn, Header, Request, SetattrIn};
@@ -113,6 +113,9 @@ impl Handler {
             }
             Request::Setattr(ref change) => {
                 let attr = self.union.setattr(&caller(header, 0), node, &self.change(change))?;
+                if let Some(backings) = self.backings.as_ref().filter(|_| may_lose_set_id(&attr)) {
+                    backings.reconsider(node);
+                }
                 fitted(reply::attributes(out, &attr, &self.config.ttls))
             }
             Request::Readlink => fitted(reply::bytes(out, &self.union.readlink(node)?)),

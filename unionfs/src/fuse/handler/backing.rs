@@ -131,8 +131,17 @@ impl Backings {
         }
     }
 
-    /// Takes back what is kept for a node that the kernel begins to forget. If it does not in the end, the file is
-    /// registered again.
+    /// Chooses the way anew with the next open: the file got set-id bits. While it is open on its backing file, the way
+    /// stays, and writes by root take the bits away too.
+    pub(super) fn reconsider(&self, id: NodeId) {
+        if let Some(node) = self.nodes.lock().get_mut(&id).filter(|node| node.passing == 0)
+            && let Some(id) = node.id.take()
+        {
+            self.register.close(id);
+        }
+    }
+
+    /// Takes back what is kept for a node that the kernel has dropped, with its cached pages.
     pub(super) fn forget(&self, id: NodeId) {
         let mut nodes = self.nodes.lock();
         let Entry::Occupied(mut entry) = nodes.entry(id) else { return };
