@@ -12,12 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit};
 use tracing::level_filters::LevelFilter;
 
 use crate::fuse::daemon::{self, Inherited, Leaver, Side};
 use crate::fuse::mount::{self, Busy};
-use crate::fuse::session::Server;
+use crate::fuse::session::{Server, raise_open_files_limit};
 use crate::options::{MountOptions, Warning};
 use crate::union::Union;
 
@@ -244,8 +243,7 @@ impl Place {
 /// Sets what the process as a whole needs: many descriptors, and no umask, because modes come from requests.
 fn prepare_process() {
     rustix::process::umask(rustix::fs::Mode::empty());
-    let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
-    if let Err(errno) = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+    if let Err(errno) = raise_open_files_limit() {
         complain(&format!("cannot raise the limit of open files: {errno}"));
     }
     if !rustix::fs::statfs("/proc").is_ok_and(|stat| stat.f_type == rustix::fs::PROC_SUPER_MAGIC) {

@@ -13,19 +13,19 @@ use parking_lot::Mutex;
 use crate::inode::Inode;
 
 /// Descriptors kept at most.
-const FILES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(448 - 1);
+const FILES: usize = 448;
 
 /// The files, by the serial number of their node.
 #[derive(Debug)]
 pub(crate) struct IdleFiles(Mutex<LruCache<u64, Arc<Inode>>>);
 
-impl Default for IdleFiles {
-    fn default() -> Self {
-        Self(Mutex::new(LruCache::new(FILES)))
-    }
-}
-
 impl IdleFiles {
+    /// Makes room for as many files as the process's `budget` of descriptors allows.
+    pub(crate) fn new(budget: usize) -> Self {
+        let files = NonZeroUsize::new(FILES.min(budget)).unwrap_or(NonZeroUsize::MIN);
+        Self(Mutex::new(LruCache::new(files)))
+    }
+
     /// Notes that a file was used without a handle. Must be called with no node's `data` held: it may close the file
     /// of another node.
     pub(crate) fn used(&self, inode: &Arc<Inode>) {

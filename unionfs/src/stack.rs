@@ -91,7 +91,7 @@ impl LayerStack {
                 devices.push(layer.identity().0);
             }
         }
-        let fds = DirFds::new(DIR_FDS);
+        let fds = DirFds::new(DIR_FDS.min(descriptor_budget()));
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
         Ok((Self { upper, lowers, roots, fds, namespace, follow, devices: RwLock::new(devices) }, notices))
     }
@@ -133,6 +133,12 @@ impl LayerStack {
         });
         index as u64
     }
+}
+
+/// Returns how many descriptors one cache may hold: a sixth of what the process may open.
+pub(crate) fn descriptor_budget() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    usize::try_from(limit.unwrap_or(u64::MAX) / 6).unwrap_or(usize::MAX)
 }
 
 fn open_upper(options: &MountOptions, notices: &mut Vec<String>) -> Result<Option<UpperLayer>> {

@@ -23,10 +23,10 @@ use crate::merge::{self, Listing};
 use crate::name::{self, FileName};
 use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
 use crate::request::{Attr, FileKind, NodeId};
-use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{DirFd, LowerDir, LowerFile, LowerName};
 use crate::stack::marks::{self, DirMarks};
+use crate::stack::{self, LayerStack};
 use crate::sys::{self, Stat};
 
 /// How often a place is read again when the disk and the memory disagree, before giving up.
@@ -136,7 +136,7 @@ impl Tree {
             files: Handles::default(),
             dirs: Handles::default(),
             index,
-            idle: IdleFiles::default(),
+            idle: IdleFiles::new(stack::descriptor_budget()),
             uids,
             gids,
             policy,

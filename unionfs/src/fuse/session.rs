@@ -6,7 +6,9 @@ use std::thread::available_parallelism;
 
 use super::transport::{Connection, Ring};
 use super::{Counters, FuseAdapter};
-use crate::error::{Error, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::{Errno, Error, Result};
 use crate::options::{MountOptions, Transport};
 use crate::union::Union;
 
@@ -86,11 +88,24 @@ impl Server {
     }
 }
 
+/// Lets this process open as many files as it may: caches and unlinked objects that are still held take descriptors.
+///
+/// # Errors
+///
+/// What setrlimit(2) says; the limit is then as it was.
+pub(crate) fn raise_open_files_limit() -> std::result::Result<(), Errno> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+}
+
 /// Serves the mount behind `device` until it is unmounted or aborted, with several threads.
 ///
 /// # Errors
 ///
 /// What [`Server::connect`] and [`Server::run`] give.
 pub fn serve(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<()> {
+    if let Err(errno) = raise_open_files_limit() {
+        tracing::warn!(%errno, "cannot raise the limit of open files");
+    }
     Server::connect(union, device, options)?.run()
 }
