@@ -1,4 +1,7 @@
 //! What the union wrote, kernel overlayfs shows the same; what kernel overlayfs wrote, the union shows the same.
+//! What fuse-overlayfs wrote, the union shows the same.
+
+mod peers;
 
 use e2e::execute::Session;
 use e2e::flatten::flatten;

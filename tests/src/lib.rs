@@ -13,6 +13,8 @@
 //! | `E2E_SEED=N` | seed of a parity run |
 //! | `E2E_WITHOUT=CALL,CALL` | calls that a parity run leaves out, to look past a known difference |
 //! | `E2E_KILLS=N` | how often the crash tier kills the server |
+//! | `E2E_HISTORIES=N` | number of histories of the interop tier |
+//! | `E2E_PEERS=PROGRAM:PROGRAM` | the fuse-overlayfs programs of the interop tier, instead of those in PATH |
 //! | `E2E_FILES=N` | number of files of the limits tier |
 //! | `E2E_FSX_OPS=N` | number of operations of fsx |
 //! | `E2E_TOOLS=DIR` | where pjdfstest and fsx are, instead of target/tools/bin |

@@ -109,6 +109,14 @@ impl Snapshot {
         }
     }
 
+    /// Makes the link counts of all objects equal, and every name an object of its own.
+    pub fn forget_links(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.nlink = 0;
+            node.same_as = None;
+        }
+    }
+
     /// Returns what is seen under a path.
     pub fn get(&self, path: &[u8]) -> Option<&Node> {
         self.nodes.get(path)
