@@ -17,8 +17,26 @@ impl Register for Nobody {
     fn close(&self, _id: u32) {}
 }
 
+/// A kernel that takes every backing file.
+#[derive(Debug)]
+struct Everybody;
+
+impl Register for Everybody {
+    fn open(&self, _file: BorrowedFd<'_>) -> std::result::Result<u32, Errno> {
+        Ok(7)
+    }
+
+    fn close(&self, id: u32) {
+        assert_eq!(id, 7);
+    }
+}
+
 /// A handler over a lower with files `f0..f<count>` and an empty upper.
 fn handler(base: &Path, count: usize, data: DataMode) -> Handler {
+    handler_with(base, count, data, Nobody)
+}
+
+fn handler_with(base: &Path, count: usize, data: DataMode, kernel: impl Register + 'static) -> Handler {
     let [lower, upper, work] = ["lower", "upper", "work"].map(|name| base.join(name));
     for dir in [&lower, &upper, &work] {
         std::fs::create_dir(dir).unwrap();
@@ -35,7 +53,7 @@ fn handler(base: &Path, count: usize, data: DataMode) -> Handler {
     };
     let offer = InitIn { major: 7, minor: 45, max_readahead: 0, flags: InitFlags::all() };
     let config = Negotiation::choose(&options, &offer, false).unwrap().config;
-    Handler::new(Arc::new(Union::open(&options).unwrap()), Arc::default(), config, Nobody)
+    Handler::new(Arc::new(Union::open(&options).unwrap()), Arc::default(), config, kernel)
 }
 
 fn ask(handler: &Handler, node: u64, request: &Request<'_>, out: &mut [u8]) -> Outcome {
@@ -170,4 +188,65 @@ fn a_refused_backing_file_leaves_the_file_readable() {
     let flags = u32::from_ne_bytes(*out[136..].first_chunk().unwrap());
     assert_eq!(flags & OpenReply::PASSTHROUGH.bits(), 0);
     assert_ne!(u64_at(&out, 128), 0, "the handle");
+}
+
+/// The flags of an answer to OPEN, which begins at `at`, and the handle.
+fn opened(out: &[u8], at: usize) -> (OpenReply, Fh) {
+    let flags = u32::from_ne_bytes(*out[at + 8..].first_chunk().unwrap());
+    (OpenReply::from_bits_retain(flags), Fh(u64_at(out, at)))
+}
+
+#[test]
+fn only_upper_files_without_set_id_bits_are_handed_over() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler_with(base.path(), 1, DataMode::Passthrough, Everybody);
+    let mut out = [0; 4096];
+    ask(&handler, 1, &Request::Lookup { name: b"f0" }, &mut out);
+    let node = u64_at(&out, 0);
+    let open = |flags: i32| Request::Open { flags: flags.cast_unsigned(), open_flags: 0 };
+    let release = |fh| Request::Release { fh, flags: 0, release_flags: 0, lock_owner: 0 };
+
+    assert_eq!(ask(&handler, node, &open(libc::O_RDONLY), &mut out), Outcome::Reply(16));
+    let (flags, reader) = opened(&out, 0);
+    assert!(!flags.contains(OpenReply::PASSTHROUGH), "a lower file");
+    assert_eq!(ask(&handler, node, &open(libc::O_RDWR), &mut out), Outcome::Reply(16));
+    let (flags, writer) = opened(&out, 0);
+    assert!(!flags.contains(OpenReply::PASSTHROUGH), "another open goes through the page cache");
+    ask(&handler, node, &release(reader), &mut out);
+    ask(&handler, node, &release(writer), &mut out);
+
+    ask(&handler, node, &open(libc::O_RDWR), &mut out);
+    let (flags, writer) = opened(&out, 0);
+    assert!(flags.contains(OpenReply::PASSTHROUGH), "now it is an upper file");
+    ask(&handler, node, &release(writer), &mut out);
+
+    let header = Header {
+        len: 0,
+        opcode: Opcode::Setattr.number(),
+        unique: 2,
+        node: NodeId(node),
+        uid: 0,
+        gid: 0,
+        pid: 1,
+        extensions_len: 0,
+    };
+    let none = Timestamp::default();
+    let change = SetattrIn {
+        valid: SetattrValid::MODE,
+        fh: Fh(0),
+        size: 0,
+        lock_owner: 0,
+        atime: none,
+        mtime: none,
+        ctime: none,
+        mode: 0o104_755,
+        uid: 0,
+        gid: 0,
+    };
+    assert_eq!(handler.dispatch(&header, &Request::Setattr(change), &mut out), Outcome::Reply(104));
+    ask(&handler, node, &open(libc::O_RDWR), &mut out);
+    let (flags, writer) = opened(&out, 0);
+    assert!(!flags.contains(OpenReply::PASSTHROUGH), "who writes decides about the bits");
+    assert!(!flags.contains(OpenReply::KEEP_CACHE), "the page cache has not seen what was written");
+    ask(&handler, node, &release(writer), &mut out);
 }
