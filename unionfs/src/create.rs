@@ -398,7 +398,9 @@ pub(crate) fn tmpfile(
     let (uid, gid) = dir.wanted_owner();
     let stat = sys::stat_fd(fd.as_fd())?;
     let uid = uid.filter(|&uid| uid != stat.uid).map(Uid::from_raw);
-    let gid = gid.filter(|&gid| gid != stat.gid).map(Gid::from_raw);
+    // A set-gid directory gives its group, as the file system did.
+    let inherits_group = sys::stat_fd(dir.fd.as_fd())?.mode & libc::S_ISGID != 0;
+    let gid = gid.filter(|&gid| gid != stat.gid && !inherits_group).map(Gid::from_raw);
     if uid.is_some() || gid.is_some() {
         match rustix::fs::fchown(&fd, uid, gid) {
             Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => {}

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 
 use crate::error::{Errno, Result};
-use crate::ondisk::Namespace;
+use crate::ondisk::{self, Namespace};
 use crate::stack::workdir::Workdir;
 use crate::sys;
 
@@ -55,6 +55,9 @@ impl fmt::Display for Features {
 pub(crate) fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<Features> {
     let exchange = try_exchange(workdir)?;
     let char_device = !dot_wh && exchange && try_char_whiteout(workdir)?;
+    if !char_device {
+        try_dot_wh(workdir)?;
+    }
     Ok(Features {
         whiteouts: if char_device { WhiteoutForm::CharDevice } else { WhiteoutForm::DotWh },
         namespace: try_namespace(workdir, userxattr)?,
@@ -100,6 +103,21 @@ fn try_char_whiteout(workdir: &Workdir) -> Result<bool> {
 /// Makes a whiteout of kernel overlayfs' form. Needs no privilege since Linux 5.8.
 pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), Errno> {
     rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+/// Checks that names can be hidden by `.wh.NAME`, the form that is left.
+///
+/// # Errors
+/// The upper holds no form of whiteout: it lies on another union, which takes such names for its own.
+fn try_dot_wh(workdir: &Workdir) -> Result<()> {
+    let name = ondisk::whiteout_name(workdir.temp().name());
+    let made = sys::open_at(workdir.fd(), &name, OFlags::WRONLY | OFlags::CREATE, 0o600);
+    made.map_err(|errno| {
+        crate::Error::new(errno)
+            .during("make a whiteout of any form in the workdir, for instance", &name)
+            .hint("put upperdir and workdir on a tmpfs or a volume, not on the root of a container or another union")
+    })?;
+    Ok(rustix::fs::unlinkat(workdir.fd(), &name, rustix::fs::AtFlags::empty())?)
 }
 
 fn try_namespace(workdir: &Workdir, userxattr: bool) -> Result<Option<Namespace>> {
