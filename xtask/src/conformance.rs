@@ -29,8 +29,17 @@ pub(crate) fn install() -> Outcome {
         if tools().join("bin").join(suite).exists() {
             continue;
         }
-        let arguments =
-            ["install", "--quiet", "--locked", "--root", "target/tools", "--version", version, suite];
+        let arguments = [
+            "install",
+            "--quiet",
+            "--locked",
+            "--debug",
+            "--root",
+            "target/tools",
+            "--version",
+            version,
+            suite,
+        ];
         call("cargo", &arguments, &[])?;
     }
     Ok(())
