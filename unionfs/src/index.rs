@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::{Namespace, origin};
@@ -65,7 +65,20 @@ impl Index {
     /// Stores that difference.
     pub(crate) fn set_nlink_difference(&self, entry: &[u8], difference: i64) -> Result<()> {
         let pin = sys::pin_at(self.fd(), entry)?;
-        Ok(sys::xattr::set(pin.as_fd(), &self.namespace.name("nlink"), &origin::nlink_value(difference), 0)?)
+        let (name, value) = (self.namespace.name("nlink"), origin::nlink_value(difference));
+        match sys::xattr::set(pin.as_fd(), &name, &value, 0) {
+            Err(Errno::ACCESS) => {}
+            result => return Ok(result?),
+        }
+        // An ordinary user may set user.* attributes only on files that it may write.
+        let mode = sys::stat_fd(pin.as_fd())?.mode & 0o7777;
+        let path = sys::proc_path(pin.as_fd());
+        let chmod =
+            |mode| rustix::fs::chmodat(CWD, path.as_str(), Mode::from_raw_mode(mode), AtFlags::empty());
+        chmod(mode | 0o200)?;
+        let set = sys::xattr::set(pin.as_fd(), &name, &value, 0);
+        chmod(mode)?;
+        Ok(set?)
     }
 
     /// Links an entry's inode to `name` in `dir`.
