@@ -5,6 +5,7 @@
 //! A call is finished when it returned and, where it writes data, its fsync returned.
 
 mod load;
+mod start;
 
 use std::time::Duration;
 

@@ -189,18 +189,30 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     started.map(drop).map_err(|error| Error::from(error).during("start thread", name))
 }
 
+/// Makes the first requests to the mount on `target` and waits for their answers.
+///
+/// In a thread of its own: one that answers requests would wait for itself; and without the device, because a thread that
+/// waits for an answer cannot be killed, so that a killed server would never close it.
+fn ask(target: PathBuf) -> Result<()> {
+    let work = move || {
+        sys::let_go_of_descriptors();
+        rustix::fs::statfs(&target)?;
+        if let Err(error) = read_ahead::raise(&target) {
+            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
+        }
+        Ok(())
+    };
+    let asker = std::thread::Builder::new().name("asker".to_owned()).spawn(work);
+    let asker = asker.map_err(|error| Error::from(error).during("start thread", "asker"))?;
+    let answer: std::result::Result<(), Errno> = asker.join().unwrap_or(Err(Errno::IO));
+    answer.map_err(|errno| Error::new(errno).during("use", "mount"))
+}
+
 impl Watched {
     /// Makes a request and waits for its answer, then lets the caller go.
     fn report_usable(&self, leaver: Leaver) {
-        // In a thread of its own: a thread that answers requests would wait for itself.
-        let answered = self.target.as_ref().map_or(Ok(()), |target| rustix::fs::statfs(target).map(drop));
-        if let (Some(target), Ok(())) = (&self.target, answered)
-            && let Err(error) = read_ahead::raise(target)
-        {
-            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
-        }
-        let left =
-            answered.map_err(|errno| Error::new(errno).during("use", "mount")).and_then(|()| leaver.leave());
+        let answered = self.target.clone().map_or(Ok(()), ask);
+        let left = answered.and_then(|()| leaver.leave());
         if let Err(error) = left {
             tracing::error!("{error}");
             self.stop();
