@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -68,8 +67,7 @@ impl Fixture {
         for directory in ["", "etc", "proc", "sys", "dev", "tmp"] {
             std::fs::create_dir(root.join(directory)).unwrap();
         }
-        std::fs::copy(probe_program(), root.join("probe")).unwrap();
-        std::fs::set_permissions(root.join("probe"), PermissionsExt::from_mode(0o755)).unwrap();
+        e2e::user::install(&probe_program(), &root.join("probe"));
         std::fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:7:8::/home/ann:/bin/sh\n")
             .unwrap();
         std::fs::write(root.join("etc/group"), "root:x:0:\nusers:x:8:\naudio:x:29:ann\n").unwrap();

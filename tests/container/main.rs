@@ -39,8 +39,7 @@ fn run_again(user: &str) {
     std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o1777)).unwrap();
     let copy = |program: &Path, name: &str| -> PathBuf {
         let target = scratch.path().join(name);
-        std::fs::copy(program, &target).unwrap();
-        std::fs::set_permissions(&target, PermissionsExt::from_mode(0o755)).unwrap();
+        e2e::user::install(program, &target);
         target
     };
     let test = copy(&std::env::current_exe().unwrap(), "container");

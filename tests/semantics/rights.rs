@@ -1,12 +1,13 @@
 //! Whose rights count: of who asks, and of the server.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
 use e2e::mounted::{Layers, Mounted, scratch, union_program};
 use e2e::require;
 use e2e::tree::LayerTree;
+use e2e::user::install;
 
 use crate::Fixture;
 
@@ -32,13 +33,13 @@ fn the_server_of_an_ordinary_user_has_only_that_users_rights() {
         chown(path, Some(tester), Some(tester)).unwrap();
     }
     let (program, union) = (scratch.path().join("as-tester"), scratch.path().join("unionfs"));
-    std::fs::copy(union_program(), &union).unwrap();
+    install(&union_program(), &union);
     let script = format!(
         "#!/bin/sh\nexec setpriv --reuid=tester --regid=tester --init-groups -- {} \"$@\"\n",
         shell(&union)
     );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(scratch.path().join("text"), script).unwrap();
+    install(&scratch.path().join("text"), &program);
     let mut mounted = Mounted::with(&program, layers.clone());
     let (open, closed) = (shell(&mounted.root().join("open")), shell(&mounted.root().join("closed")));
     // A file that only root may read cannot be read through the union, though the union shows it.

@@ -112,9 +112,19 @@ fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &Path)]) 
     assert!(!summary.contains(" 0 passed"), "as {word}: no test ran: {summary}");
 }
 
-fn copy_program(program: &Path, directory: &Path) -> PathBuf {
+/// Copies a program into a directory, to be executed by anybody, and returns where.
+pub fn copy_program(program: &Path, directory: &Path) -> PathBuf {
     let target = directory.join(program.file_name().unwrap());
-    std::fs::copy(program, &target).unwrap_or_else(|error| panic!("copy {}: {error}", program.display()));
-    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755)).unwrap();
+    install(program, &target);
     target
+}
+
+/// Copies a program to `target`, to be executed by anybody.
+///
+/// By another process: a descriptor for writing in this one would be inherited by what other tests start just then, and the
+/// program could not be executed (ETXTBSY) until they have let go of it.
+pub fn install(program: &Path, target: &Path) {
+    let status =
+        Command::new("install").args(["-m", "0755", "--"]).arg(program).arg(target).status().unwrap();
+    assert!(status.success(), "install {}: {status}", program.display());
 }
