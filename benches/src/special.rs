@@ -33,7 +33,10 @@ pub fn mounts(bench: &Bench<'_>, subjects: &[Subject], rounds: usize, results: &
                 if results.gaps.iter().any(|g| g.workload == workload && g.subject == name) {
                     continue;
                 }
-                match mount_once(bench, subject, &stack, count) {
+                // A mount point of its own for each: fuse-overlayfs 2.0 unmounts by path once more when it ends, and
+                // would take away what the next one has mounted there by then.
+                let place = bench.places.memory.join(format!("mounts/{round}-{count}-{name}"));
+                match mount_once(bench, subject, &stack, &place, count) {
                     Ok(time) => {
                         println!("  {workload:24} {name:20} {:10.3} ms", time.as_secs_f64() * 1e3);
                         let ns = u64::try_from(time.as_nanos()).during("count nanoseconds")?;
@@ -68,9 +71,14 @@ fn make_stack(stack: &Path) -> Result<()> {
 }
 
 /// The layers are named relative to their directory: the kernel takes no more than one page of options.
-fn mount_once(bench: &Bench<'_>, subject: &Subject, stack: &Path, count: usize) -> Result<Duration> {
-    let run = bench.places.memory.join("run");
-    let fresh = Layers::fresh(&run, Vec::new())?;
+fn mount_once(
+    bench: &Bench<'_>,
+    subject: &Subject,
+    stack: &Path,
+    place: &Path,
+    count: usize,
+) -> Result<Duration> {
+    let fresh = Layers::fresh(place, Vec::new())?;
     let layers = Layers { lowers: (0..count).map(|l| PathBuf::from(l.to_string())).collect(), ..fresh };
     let mut command = match bench.peers.server(subject, &layers)? {
         Some(server) => server,
