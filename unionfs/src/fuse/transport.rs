@@ -42,8 +42,6 @@ pub(super) struct Connection {
 pub(super) enum Ring {
     /// Not.
     Unwanted,
-    /// If all that it needs is there.
-    IfPossible,
     /// Without it there is no connection.
     Required,
 }
@@ -75,12 +73,7 @@ impl Connection {
                 buffers.reply_error(&device, header.unique, error.errno())?;
                 return Err(error);
             }
-            Err(error) => {
-                if ring == Ring::IfPossible {
-                    tracing::info!("transport: dev, because io_uring is not to be had: {error}");
-                }
-                None
-            }
+            Err(_) => None,
         };
         let Negotiation { mut answer, config } = chosen;
         answer.flags.set(InitFlags::OVER_IO_URING, queues.is_some());
