@@ -100,10 +100,7 @@ fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr
             Object::Open(fd) => rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
             Object::Name(dir, name) => rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
         };
-        match done {
-            Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => {}
-            result => result?,
-        }
+        tree.policy.owner_stored(done)?;
     }
     if let Some(mode) = change.mode {
         let mode = Mode::from_raw_mode(mode & 0o7777);
@@ -147,11 +144,7 @@ fn set_times(object: Object<'_>, change: &SetAttr) -> Result<()> {
         }
         Object::Open(fd) => fd,
     };
-    match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
-        Err(Errno::INVAL) => {}
-        result => return Ok(result?),
-    }
-    Ok(rustix::fs::utimensat(CWD, sys::proc_path(fd), &times, AtFlags::empty())?)
+    Ok(sys::set_times(fd, &times)?)
 }
 
 /// Returns the totals of the upper's file system, or of the top lower's in a read-only mount.

@@ -10,7 +10,7 @@ mod metadata;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 
 use crate::error::{Errno, Error, Result};
 use crate::index;
@@ -235,7 +235,8 @@ impl CopyUp<'_> {
             _ => built.temp.publish(parent.as_fd(), place.name.as_bytes(), RenameFlags::NOREPLACE)?,
         }
         self.tree.mark_impure(&place.parent, parent.as_fd())?;
-        restore_times(parent.as_fd(), &before)?;
+        // Copying an object up is no change to the directory that holds it.
+        set_times(parent.as_fd(), &before)?;
         {
             let mut state = self.inode.state.write();
             state.upper = Some(new.ino);
@@ -298,19 +299,9 @@ fn leave_lower(state: &mut State, metacopy: bool) {
     }
 }
 
-/// Gives a directory the times it had: copying an object up is no change to the directory that holds it.
-pub(crate) fn restore_times(dir: BorrowedFd<'_>, before: &Stat) -> Result<()> {
-    set_times(dir, before)
-}
-
 /// Sets the access and modification times of an open object, also of one opened for attributes only.
 fn set_times(fd: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
     let time = |t: crate::request::Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
     let times = Timestamps { last_access: time(stat.atime), last_modification: time(stat.mtime) };
-    match rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH) {
-        Err(Errno::INVAL) => {}
-        result => return Ok(result?),
-    }
-    // Before Linux 5.8 only the magic link reaches a descriptor that was opened with O_PATH.
-    Ok(rustix::fs::utimensat(rustix::fs::CWD, sys::proc_path(fd), &times, AtFlags::empty())?)
+    Ok(sys::set_times(fd, &times)?)
 }

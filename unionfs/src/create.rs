@@ -251,10 +251,8 @@ impl Target<'_> {
         }
         if chown {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            match rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::PERM | Errno::INVAL) if self.tree.policy.squash_owner => {}
-                result => result?,
-            }
+            let done = rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+            self.tree.policy.owner_stored(done)?;
         }
         if chmod {
             let pin = sys::pin_at(dir, name)?;
@@ -402,10 +400,7 @@ pub(crate) fn tmpfile(
     let inherits_group = sys::stat_fd(dir.fd.as_fd())?.mode & libc::S_ISGID != 0;
     let gid = gid.filter(|&gid| gid != stat.gid && !inherits_group).map(Gid::from_raw);
     if uid.is_some() || gid.is_some() {
-        match rustix::fs::fchown(&fd, uid, gid) {
-            Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => {}
-            result => result?,
-        }
+        tree.policy.owner_stored(rustix::fs::fchown(&fd, uid, gid))?;
     }
     if !inherits {
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;

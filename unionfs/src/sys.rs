@@ -11,7 +11,7 @@ pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps};
 
 use crate::error::Errno;
 
@@ -20,6 +20,16 @@ pub(crate) use stat::{Stat, stat_at, stat_fd};
 /// How an object is named to a call that has no `*at` form: the magic link of an open descriptor.
 pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// Sets the times of an open object, also of one that was opened for attributes only.
+pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
+    match rustix::fs::utimensat(fd, c"", times, AtFlags::EMPTY_PATH) {
+        Err(Errno::INVAL) => {}
+        result => return result,
+    }
+    // Before Linux 5.8 only the magic link reaches a descriptor that was opened with O_PATH.
+    rustix::fs::utimensat(CWD, proc_path(fd), times, AtFlags::empty())
 }
 
 /// Opens `name` in `dir` without following a symbolic link.

@@ -79,6 +79,14 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
+    /// Judges a change of owner: where owners are squashed, one that cannot be stored is left as it is.
+    pub(crate) fn owner_stored(&self, done: std::result::Result<(), Errno>) -> Result<()> {
+        match done {
+            Err(Errno::PERM | Errno::INVAL) if self.squash_owner => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
     fn new(options: &MountOptions, stack: &LayerStack) -> Self {
         let features = stack.upper.as_ref().map(|upper| upper.features);
         let creates = matches!(options.redirect_dir, None | Some(RedirectDir::On));

@@ -82,8 +82,5 @@ fn copy_owner(tree: &Tree, stat: &Stat, to: BorrowedFd<'_>) -> Result<()> {
     if uid.is_none() && gid.is_none() {
         return Ok(());
     }
-    match rustix::fs::chownat(to, c"", uid, gid, AtFlags::EMPTY_PATH) {
-        Err(Errno::PERM | Errno::INVAL) if tree.policy.squash_owner => Ok(()),
-        result => Ok(result?),
-    }
+    tree.policy.owner_stored(rustix::fs::chownat(to, c"", uid, gid, AtFlags::EMPTY_PATH))
 }
