@@ -10,7 +10,7 @@ use e2e::require::say;
 use e2e::tree::LayerTree;
 
 /// Memory of the server for each inode that the kernel holds.
-const BYTES_FOR_AN_INODE: u64 = 400;
+const BYTES_FOR_AN_INODE: u64 = 150;
 
 /// Descriptors of the server during a walk.
 const DESCRIPTORS: usize = 1000;

@@ -268,7 +268,8 @@ impl Target<'_> {
         let version = self.parent.version.load(Ordering::Acquire);
         let found = Found::new(stat, Some(None));
         let entered = self.tree.enter(self.parent, FileName::new(self.name)?, found, version)?;
-        let (inode, stat) = entered.ok_or(Error::new(Errno::IO))?;
+        let (node, stat) = entered.ok_or(Error::new(Errno::IO))?;
+        let inode = self.tree.whole(node)?;
         if fresh_dir && stat.is_dir() {
             inode.state.write().upper_whiteouts = no_whiteouts();
         }

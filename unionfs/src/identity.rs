@@ -83,7 +83,7 @@ fn linked_lower_file(
     let ino = tree.stack.shown_ino(lower.dev, lower.ino);
     let Some(index) = &tree.index else { return Ok(plain(by_name, ino)) };
     let key = ObjectKey::lower(dir.layer, tree.stack.device_index(lower.dev), lower.ino);
-    if tree.table.find(key).is_some() {
+    if tree.table.shown_ino(key).is_some() {
         return Ok(plain(key, ino));
     }
     let Some(record) = index::lower_record(&tree.stack, dir, name.as_bytes())? else {
@@ -107,8 +107,8 @@ pub(crate) fn listed_ino(tree: &Tree, parent: &Inode, device: u64, entry: &Liste
         return own;
     }
     let key = ObjectKey::upper(tree.stack.device_index(device), entry.ino);
-    if let Some(inode) = tree.table.find(key) {
-        return inode.ino;
+    if let Some(ino) = tree.table.shown_ino(key) {
+        return ino;
     }
     stored_ino(tree, parent, entry).unwrap_or(own)
 }

@@ -2,7 +2,15 @@
 //!
 //! A node stays while the kernel remembers it or a node below it does: a child names its parent, so a parent that
 //! came back as a second node would diverge from the one its children hold.
+//!
+//! Most nodes are files that were looked up and never used. They are kept as a [`Leaf`], a fifth of the memory, and
+//! become an [`Inode`] when one is asked for; those that nobody has used for a while become leaves again.
 
+mod leaf;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
 use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +22,9 @@ use crate::error::{Errno, Error, Result};
 use crate::inode::{Indexed, Inode, KeyCell, Lower, Place, State};
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
+use crate::stack::FS_SHIFT;
 use crate::stack::lower::LowerName;
+use leaf::Leaf;
 
 /// Which object on disk a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +40,8 @@ pub(crate) struct ObjectKey {
 const BY_NAME: u64 = 1 << 63;
 /// Bits of a key's space that hold the layer.
 const LAYER_BITS: u32 = 24;
+/// Files kept as whole nodes that are not in use. More than are likely to be open or read at once.
+const WHOLE_LEAVES: usize = 4096;
 /// Numbers from here on are given to nodes whose shown inode number is taken by another node.
 const SERIAL_BASE: u64 = 1 << 63;
 
@@ -55,9 +67,24 @@ impl ObjectKey {
         self.space & BY_NAME != 0
     }
 
+    /// Returns the number that a node of this object has, if it is free: the one that the object shows, made as
+    /// [`crate::stack::LayerStack::shown_ino`] does. A key that tells its node's number is in no table.
+    fn usual_id(self) -> Option<NodeId> {
+        let device = self.space >> LAYER_BITS;
+        let fits =
+            !self.is_by_name() && self.number >> FS_SHIFT == 0 && device >> (u64::BITS - FS_SHIFT) == 0;
+        let id = device << FS_SHIFT | self.number;
+        (fits && is_usable(id)).then_some(NodeId(id))
+    }
+
     const fn hash(self) -> u64 {
         mix(mix(self.space) ^ self.number)
     }
+}
+
+/// Returns whether an inode number can be a node's number.
+const fn is_usable(ino: u64) -> bool {
+    ino > NodeId::ROOT.0 && ino < SERIAL_BASE
 }
 
 /// Spreads consecutive numbers over the buckets: an odd constant without structure, 2^64 divided by the golden ratio.
@@ -92,32 +119,95 @@ pub(crate) struct InodeTable {
 /// Tables of pointers only: the keys are in the nodes, which saves a third of the memory of a million nodes.
 #[derive(Debug, Default)]
 struct Maps {
-    by_id: HashTable<Arc<Inode>>,
+    whole: HashTable<Arc<Inode>>,
+    leaves: HashTable<Box<Leaf>>,
+    /// Nodes whose key does not tell their number.
     by_key: HashTable<Arc<Inode>>,
+    /// Whole nodes of files, in the order in which they became whole: candidates for becoming leaves.
+    grown: VecDeque<NodeId>,
 }
 
 impl Maps {
-    fn get(&self, id: NodeId) -> Option<&Arc<Inode>> {
-        self.by_id.find(mix(id.0), |inode| inode.id == id)
+    /// Returns the whole node, made now from its leaf.
+    fn get(&mut self, id: NodeId) -> Option<Arc<Inode>> {
+        if let Some(inode) = self.whole.find(mix(id.0), |inode| inode.id == id) {
+            return Some(Arc::clone(inode));
+        }
+        let leaf = self.leaves.find_entry(mix(id.0), |leaf| leaf.id() == id).ok()?.remove().0;
+        let key = leaf.key();
+        let inode = Arc::new(leaf.grow());
+        inode.key.set(Some(key));
+        self.add(&inode);
+        Some(inode)
     }
 
-    fn find(&self, key: ObjectKey) -> Option<&Arc<Inode>> {
-        self.by_key.find(key.hash(), |inode| inode.key.get() == Some(key))
+    fn leaf(&mut self, id: NodeId) -> Option<&mut Box<Leaf>> {
+        self.leaves.find_mut(mix(id.0), |leaf| leaf.id() == id)
+    }
+
+    fn knows(&self, id: NodeId) -> bool {
+        self.whole.find(mix(id.0), |inode| inode.id == id).is_some()
+            || self.leaves.find(mix(id.0), |leaf| leaf.id() == id).is_some()
+    }
+
+    /// Returns the number of an object's node.
+    fn find(&self, key: ObjectKey) -> Option<NodeId> {
+        if let Some(id) = key.usual_id() {
+            let leaf = self.leaves.find(mix(id.0), |leaf| leaf.id() == id);
+            let whole = self.whole.find(mix(id.0), |inode| inode.id == id);
+            if leaf.is_some_and(|leaf| leaf.key() == key)
+                || whole.is_some_and(|inode| inode.key.get() == Some(key))
+            {
+                return Some(id);
+            }
+        }
+        self.by_key.find(key.hash(), |inode| inode.key.get() == Some(key)).map(|inode| inode.id)
     }
 
     fn add(&mut self, inode: &Arc<Inode>) {
-        self.by_id.insert_unique(mix(inode.id.0), Arc::clone(inode), |inode| mix(inode.id.0));
+        self.whole.insert_unique(mix(inode.id.0), Arc::clone(inode), |inode| mix(inode.id.0));
+        if !inode.is_dir() {
+            self.grown.push_back(inode.id);
+            self.shrink();
+        }
+    }
+
+    /// Makes leaves of the oldest whole nodes, if nobody holds them. Two for each that is added, so that they cannot
+    /// pile up.
+    fn shrink(&mut self) {
+        for _ in 0..2 {
+            if self.grown.len() <= WHOLE_LEAVES {
+                return;
+            }
+            let Some(id) = self.grown.pop_front() else { return };
+            let Ok(mut entry) = self.whole.find_entry(mix(id.0), |inode| inode.id == id) else { continue };
+            match Leaf::can_be(entry.get_mut()) {
+                leaf::Now::Never => {}
+                leaf::Now::Later => self.grown.push_back(id),
+                leaf::Now::Yes(leaf) => {
+                    let shrunk = entry.remove().0;
+                    self.plant(leaf);
+                    drop(shrunk);
+                }
+            }
+        }
+    }
+
+    fn plant(&mut self, leaf: Box<Leaf>) {
+        self.leaves.insert_unique(mix(leaf.id().0), leaf, |leaf| mix(leaf.id().0));
     }
 
     fn set_key(&mut self, inode: &Arc<Inode>, key: ObjectKey) {
         self.clear_key(inode);
-        if let Some(other) = self.find(key).map(Arc::clone) {
+        if let Some(other) = self.find(key).and_then(|other| self.get(other)) {
             // The disk gave the number to a new object before we heard that the old one went.
             self.clear_key(&other);
         }
         inode.key.set(Some(key));
-        let rehash = |inode: &Arc<Inode>| inode.key.get().map_or(0, ObjectKey::hash);
-        self.by_key.insert_unique(key.hash(), Arc::clone(inode), rehash);
+        if key.usual_id() != Some(inode.id) {
+            let rehash = |inode: &Arc<Inode>| inode.key.get().map_or(0, ObjectKey::hash);
+            self.by_key.insert_unique(key.hash(), Arc::clone(inode), rehash);
+        }
     }
 
     fn clear_key(&mut self, inode: &Inode) {
@@ -134,7 +224,13 @@ impl Maps {
         let mut gone = Vec::new();
         let mut pending = vec![(id, count)];
         while let Some((id, count)) = pending.pop() {
-            let Ok(entry) = self.by_id.find_entry(mix(id.0), |inode| inode.id == id) else { continue };
+            if let Ok(mut entry) = self.leaves.find_entry(mix(id.0), |leaf| leaf.id() == id) {
+                if entry.get_mut().release(count) {
+                    pending.push((entry.remove().0.parent().id, 1));
+                }
+                continue;
+            }
+            let Ok(entry) = self.whole.find_entry(mix(id.0), |inode| inode.id == id) else { continue };
             let refs = entry.get().refs.load(Ordering::Relaxed).saturating_sub(count);
             entry.get().refs.store(refs, Ordering::Relaxed);
             if refs > 0 || id == NodeId::ROOT {
@@ -179,6 +275,25 @@ pub(crate) struct Candidate {
     pub name: FileName,
 }
 
+/// A node that a lookup was counted for.
+#[derive(Clone, Debug)]
+pub(crate) enum Node {
+    /// Ready to be used.
+    Whole(Arc<Inode>),
+    /// A file that only its number stands for so far; the number is also the inode number to show.
+    Leaf(NodeId, FileKind),
+}
+
+impl Node {
+    /// Returns the number the kernel knows it by.
+    pub(crate) fn id(&self) -> NodeId {
+        match self {
+            Self::Whole(inode) => inode.id,
+            Self::Leaf(id, _) => *id,
+        }
+    }
+}
+
 impl InodeTable {
     /// Makes a table that knows only the root.
     pub(crate) fn new(root: &Arc<Inode>, key: ObjectKey) -> Self {
@@ -193,40 +308,56 @@ impl InodeTable {
     /// # Errors
     /// ESTALE for a number that nobody was told.
     pub(crate) fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
-        self.maps.lock().get(id).map(Arc::clone).ok_or(Error::new(Errno::STALE))
+        self.maps.lock().get(id).ok_or(Error::new(Errno::STALE))
     }
 
-    /// Returns the node of an object, if it has one.
-    pub(crate) fn find(&self, key: ObjectKey) -> Option<Arc<Inode>> {
-        self.maps.lock().find(key).map(Arc::clone)
+    /// Returns the inode number that an object shows, if it has a node.
+    pub(crate) fn shown_ino(&self, key: ObjectKey) -> Option<u64> {
+        let maps = self.maps.lock();
+        let id = maps.find(key)?;
+        // A leaf's number is the one it shows.
+        Some(maps.whole.find(mix(id.0), |inode| inode.id == id).map_or(id.0, |inode| inode.ino))
     }
 
     /// Returns how many nodes there are.
     pub(crate) fn count(&self) -> usize {
-        self.maps.lock().by_id.len()
+        let maps = self.maps.lock();
+        maps.whole.len() + maps.leaves.len()
     }
 
     /// Counts a lookup of the object and returns its node, made now if it had none.
     ///
     /// `None` if the directory changed since `version` was read from it: what was found may be outdated.
-    pub(crate) fn insert(&self, candidate: Candidate, version: u64) -> Option<Arc<Inode>> {
+    pub(crate) fn insert(&self, candidate: Candidate, version: u64) -> Option<Node> {
         let mut maps = self.maps.lock();
         if candidate.parent.version.load(Ordering::Acquire) != version {
             return None;
         }
-        let Some(inode) = maps.find(candidate.key).map(Arc::clone) else {
-            return Some(self.insert_new(&mut maps, candidate));
-        };
+        let Some(id) = maps.find(candidate.key) else { return Some(self.insert_new(&mut maps, candidate)) };
+        if let Some(leaf) =
+            maps.leaf(id).filter(|leaf| leaf.is_at(&candidate.parent, candidate.name.as_bytes()))
+            && leaf.count()
+        {
+            return Some(leaf.known());
+        }
+        let inode = maps.get(id)?;
         count_reference(&inode);
         let gone = add_place(&mut maps, &inode, candidate.parent, candidate.name);
         drop(maps);
         drop(gone);
-        Some(inode)
+        Some(Node::Whole(inode))
     }
 
-    fn insert_new(&self, maps: &mut Maps, candidate: Candidate) -> Arc<Inode> {
+    fn insert_new(&self, maps: &mut Maps, candidate: Candidate) -> Node {
         let id = self.choose_id(maps, &candidate);
         count_reference(&candidate.parent);
+        if candidate.key.usual_id() == Some(id)
+            && let Some(leaf) = Leaf::of(&candidate)
+        {
+            let known = leaf.known();
+            maps.plant(Box::new(leaf));
+            return known;
+        }
         let state = State {
             place: Some(Place { parent: candidate.parent, name: candidate.name }),
             upper: candidate.upper,
@@ -238,15 +369,13 @@ impl InodeTable {
         let inode = Arc::new(Inode::new(id, candidate.ino, candidate.kind, state));
         maps.add(&inode);
         maps.set_key(&inode, candidate.key);
-        inode
+        Node::Whole(inode)
     }
 
     /// Chooses the shown number where it is free: protocols without a node number of their own then show it.
     fn choose_id(&self, maps: &Maps, candidate: &Candidate) -> NodeId {
         let preferred = NodeId(candidate.ino);
-        let usable =
-            candidate.ino > NodeId::ROOT.0 && candidate.ino < SERIAL_BASE && !candidate.key.is_by_name();
-        if usable && maps.get(preferred).is_none() {
+        if is_usable(candidate.ino) && !candidate.key.is_by_name() && !maps.knows(preferred) {
             return preferred;
         }
         NodeId(self.next_serial.fetch_add(1, Ordering::Relaxed))

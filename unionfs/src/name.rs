@@ -24,6 +24,11 @@ impl FileName {
         Ok(Self(bytes.into()))
     }
 
+    /// Takes the bytes of a name that was one before.
+    pub(crate) fn from_checked(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
     /// Returns the bytes.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0

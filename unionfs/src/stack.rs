@@ -28,7 +28,7 @@ use workdir::Workdir;
 /// Directory descriptors kept open at most, beside one for each layer's root.
 const DIR_FDS: usize = 384;
 /// Inode numbers of the second and later file systems carry the file system's index above this bit.
-const FS_SHIFT: u32 = 48;
+pub(crate) const FS_SHIFT: u32 = 48;
 
 /// All layers of a mount.
 #[derive(Debug)]

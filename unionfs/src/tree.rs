@@ -17,7 +17,7 @@ use crate::idle_files::IdleFiles;
 use crate::idmap::IdView;
 use crate::index::Index;
 use crate::inode::{Data, Inode, Lower, Place, State};
-use crate::inode_table::{Candidate, InodeTable, ObjectKey};
+use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
 use crate::merge::{self, Listing};
 use crate::name::{self, FileName};
@@ -301,13 +301,28 @@ impl Tree {
 
     /// Translates a layer's attributes into those to show.
     pub(crate) fn attr(&self, inode: &Inode, stat: &Stat) -> Attr {
-        let merged = inode.is_dir() && self.is_merged(inode);
+        let mut attr = self.attr_of(inode.ino, inode.kind, stat);
+        if inode.is_dir() && self.is_merged(inode) {
+            // The count of its subdirectories is not known without reading all its layers; 1 says so.
+            attr.nlink = 1;
+        }
+        attr
+    }
+
+    /// As [`Self::attr`] for a node that was just looked up.
+    pub(crate) fn attr_of_node(&self, node: &Node, stat: &Stat) -> Attr {
+        match node {
+            Node::Whole(inode) => self.attr(inode, stat),
+            Node::Leaf(id, kind) => self.attr_of(id.0, *kind, stat),
+        }
+    }
+
+    fn attr_of(&self, ino: u64, kind: FileKind, stat: &Stat) -> Attr {
         Attr {
-            ino: if self.policy.ino32 { inode.ino & u64::from(u32::MAX) } else { inode.ino },
-            kind: inode.kind,
+            ino: if self.policy.ino32 { ino & u64::from(u32::MAX) } else { ino },
+            kind,
             perm: stat.mode & 0o7777,
-            // The count of a merged directory's subdirectories is not known without reading all its layers; 1 says so.
-            nlink: if merged { 1 } else { stat.nlink },
+            nlink: stat.nlink,
             uid: self.uids.shown(stat.uid),
             gid: self.gids.shown(stat.gid),
             rdev: stat.rdev,
@@ -358,7 +373,7 @@ impl Tree {
     ///
     /// # Errors
     /// ENOENT if there is no such name.
-    pub(crate) fn lookup(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<(Arc<Inode>, Stat)> {
+    pub(crate) fn lookup(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<(Node, Stat)> {
         name::check(name).map_err(|e| if e.is(Errno::INVAL) { Error::new(Errno::NOENT) } else { e })?;
         if !parent.is_dir() {
             return Err(Error::new(Errno::NOTDIR));
@@ -377,6 +392,14 @@ impl Tree {
         }
     }
 
+    /// Returns a node that was just looked up as one that can be used.
+    pub(crate) fn whole(&self, node: Node) -> Result<Arc<Inode>> {
+        match node {
+            Node::Whole(inode) => Ok(inode),
+            Node::Leaf(id, _) => self.table.get(id),
+        }
+    }
+
     /// Makes or finds the node of what was found, and counts one lookup. `None` if it may be outdated.
     pub(crate) fn enter(
         &self,
@@ -384,7 +407,7 @@ impl Tree {
         name: FileName,
         found: Found,
         version: u64,
-    ) -> Result<Option<(Arc<Inode>, Stat)>> {
+    ) -> Result<Option<(Node, Stat)>> {
         let identity = identity::identify(self, &name, &found)?;
         let Found { upper, lower, data, .. } = found;
         let mut stat = identity.stat;
@@ -407,13 +430,15 @@ impl Tree {
             parent: Arc::clone(parent),
             name,
         };
-        let Some(inode) = self.table.insert(candidate, version) else { return Ok(None) };
-        if let Some(Some(fd)) = upper {
-            self.stack.fds.put(DirKey::Upper(inode.serial), Arc::new(fd));
+        let Some(node) = self.table.insert(candidate, version) else { return Ok(None) };
+        if let Node::Whole(inode) = &node {
+            if let Some(Some(fd)) = upper {
+                self.stack.fds.put(DirKey::Upper(inode.serial), Arc::new(fd));
+            }
+            let lost = inode.state.read().lost_links;
+            stat.nlink = stat.nlink.saturating_sub(lost);
         }
-        let lost = inode.state.read().lost_links;
-        stat.nlink = stat.nlink.saturating_sub(lost);
-        Ok(Some((inode, stat)))
+        Ok(Some((node, stat)))
     }
 
     /// Takes back lookups of a node.
@@ -427,8 +452,8 @@ impl Tree {
 
     /// Returns the node of `name` without leaving a lookup counted.
     pub(crate) fn peek(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Peeked<'_>> {
-        let (inode, stat) = self.lookup(parent, name)?;
-        Ok(Peeked { tree: self, inode, stat })
+        let (node, stat) = self.lookup(parent, name)?;
+        Ok(Peeked { tree: self, inode: self.whole(node)?, stat })
     }
 
     /// Returns whether the upper part of a directory may hold objects that show another inode number than their own.

@@ -11,6 +11,7 @@ use crate::create::{self, New};
 use crate::error::{Errno, Error, Result};
 use crate::handles::DirHandle;
 use crate::inode::{Data, Inode};
+use crate::inode_table::Node;
 use crate::lookup::{DirView, Found};
 use crate::merge::{self, ListedName, Listing};
 use crate::name::FileName;
@@ -71,18 +72,25 @@ impl Union {
         Entry { node: inode.id, attr: self.tree.attr(inode, stat) }
     }
 
+    fn entry_of(&self, node: &Node, stat: &Stat) -> Entry {
+        Entry { node: node.id(), attr: self.tree.attr_of_node(node, stat) }
+    }
+
     /// Finds a name and counts one lookup of its object.
     ///
     /// # Errors
     /// ENOENT if there is none.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Entry> {
-        let (inode, stat) = self.tree.lookup(&self.inode(parent)?, name)?;
-        if inode.kind == FileKind::Regular && inode.opens.load(Ordering::Relaxed) > 0 {
+        let (node, stat) = self.tree.lookup(&self.inode(parent)?, name)?;
+        if let Node::Whole(inode) = &node
+            && inode.kind == FileKind::Regular
+            && inode.opens.load(Ordering::Relaxed) > 0
+        {
             // What is open may have grown since its name was looked at.
-            let stat = self.tree.stat(&inode)?;
-            return Ok(self.entry(&inode, &stat));
+            let stat = self.tree.stat(inode)?;
+            return Ok(self.entry(inode, &stat));
         }
-        Ok(self.entry(&inode, &stat))
+        Ok(self.entry_of(&node, &stat))
     }
 
     /// Takes back `nlookup` lookups.
@@ -325,13 +333,13 @@ impl Union {
         let devices = self.devices(&handle.inode)?;
         self.each_entry(&handle.inode, &listing, offset, &devices, &mut |entry, listed| {
             let Some(listed) = listed else { return sink(entry, None) };
-            let Some((inode, stat)) = self.look_up_listed(&handle.inode, &listed, version) else {
+            let Some((node, stat)) = self.look_up_listed(&handle.inode, &listed, version) else {
                 return sink(entry, None);
             };
-            let looked_up = self.entry(&inode, &stat);
+            let looked_up = self.entry_of(&node, &stat);
             let flow = sink(DirEntry { ino: looked_up.attr.ino, ..entry }, Some(looked_up));
             if flow.is_break() {
-                self.tree.forget(inode.id, 1);
+                self.tree.forget(node.id(), 1);
             }
             flow
         })
@@ -400,7 +408,7 @@ impl Union {
         parent: &Arc<Inode>,
         listed: &ListedName<'_>,
         version: u64,
-    ) -> Option<(Arc<Inode>, Stat)> {
+    ) -> Option<(Node, Stat)> {
         if parent.version.load(Ordering::Acquire) == version
             && let Ok(Some(found)) = self.find_listed(parent, listed)
             && let Ok(name) = FileName::new(listed.name)
