@@ -8,7 +8,7 @@ use e2e::operation::Step;
 use e2e::require;
 use e2e::require::say;
 use e2e::shrink::{Difference, Pair, Tolerance, run, shrink};
-use e2e::sides::{Server, pair};
+use e2e::sides::{MAPPED, Server, pair};
 
 /// Operations of one fresh mount; a long run is several of them with different seeds.
 const BATCH: usize = 2_000;
@@ -107,6 +107,12 @@ fn random_histories_equal_a_plain_directory_without_any_caching() {
 fn random_histories_equal_a_plain_directory_without_device_whiteouts() {
     require!(Fuse, Union);
     compare(&Server::ours_with(",dot_wh_whiteouts"), &Server::Plain, 2, Flavour::full(), NONE);
+}
+
+#[test]
+fn random_histories_equal_one_directory_through_a_mapping_of_ids() {
+    require!(Fuse, Union, Root);
+    compare(&Server::ours_with(MAPPED), &Server::Plain, 2, Flavour::full(), NONE);
 }
 
 /// The harness itself: the two oracles agree, so what differs from them is the union's.

@@ -2,9 +2,11 @@
 
 mod attributes;
 mod calls;
+mod idmapped;
 mod kernel;
 mod layers;
 mod names;
+mod owners;
 mod rights;
 mod upper;
 

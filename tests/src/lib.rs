@@ -23,6 +23,7 @@
 pub mod execute;
 pub mod flatten;
 pub mod history;
+pub mod idmapped;
 pub mod mounted;
 pub mod operation;
 pub mod oracle;

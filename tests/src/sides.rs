@@ -9,6 +9,11 @@ use crate::shrink::{Pair, Plain, Side};
 use crate::snapshot::Snapshot;
 use crate::tree::LayerTree;
 
+/// Options of a union whose layers have their owners from [`STORED_FROM`] on.
+pub const MAPPED: &str = ",uidmapping=1000000:0:65536,gidmapping=1000000:0:65536";
+/// The id on disk that is shown as 0 with [`MAPPED`].
+pub const STORED_FROM: u32 = 1_000_000;
+
 /// What can serve as a side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Server {
@@ -125,11 +130,16 @@ fn side(trees: &[LayerTree], server: &Server, base: &Path) -> Box<dyn Side> {
         return Box::new(Plain(copy_tree(&merged, base.join("plain"))));
     }
     let mut layers = Layers::below(base, trees.len());
-    for (tree, lower) in trees.iter().zip(&layers.lowers) {
-        tree.build(lower);
-    }
-    if let Some(upper) = &layers.upper {
-        LayerTree::new().build(upper);
+    let empty = LayerTree::new();
+    let mapped = matches!(server, Server::Program(_, options) if options.contains(MAPPED));
+    for (tree, layer) in trees.iter().chain([&empty]).zip(layers.lowers.iter().chain(&layers.upper)) {
+        if mapped {
+            std::fs::create_dir_all(layer).unwrap();
+            std::os::unix::fs::chown(layer, Some(STORED_FROM), Some(STORED_FROM)).unwrap();
+            tree.clone().stored_from(STORED_FROM).build(layer);
+        } else {
+            tree.build(layer);
+        }
     }
     let lowers = layers.lowers.iter().map(|lower| Snapshot::take(lower).unwrap()).collect();
     let (name, mount) = match server {

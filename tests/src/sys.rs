@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, MsFlags, ProtFlags, madvise, mmap, msync, munmap};
@@ -55,4 +55,23 @@ impl Drop for SharedMapping {
         let unmapped = unsafe { munmap(self.start, self.len.get()) };
         debug_assert!(unmapped.is_ok());
     }
+}
+
+/// Maps the ids of a detached mount by those of a user namespace (`MOUNT_ATTR_IDMAP`).
+pub fn set_idmap(mount: impl AsFd, namespace: impl AsFd) -> std::io::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+    let request =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    // SAFETY: the path is an empty C string, `request` lives across the call and its size is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const request,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

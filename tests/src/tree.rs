@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use unionfs::ondisk::acl::{self, Acl};
+use unionfs::ondisk::capability;
 
 /// The time of every object of a built tree: long ago, so that "not changed" is visible.
 pub const OLD_SECONDS: i64 = 1_000_000_000;
@@ -126,6 +128,26 @@ impl LayerTree {
     pub fn xattr(mut self, path: impl AsRef<[u8]>, name: &str, value: impl AsRef<[u8]>) -> Self {
         let item = self.items.get_mut(path.as_ref()).unwrap();
         item.xattrs.push((name.as_bytes().to_vec(), value.as_ref().to_vec()));
+        self
+    }
+
+    /// Returns the tree as it is stored to be shown through a mapping of `offset` to 0.
+    #[must_use]
+    pub fn stored_from(mut self, offset: u32) -> Self {
+        let up = |id: u32| id.checked_add(offset);
+        for item in self.items.values_mut() {
+            let (uid, gid) = item.owner.unwrap_or((0, 0));
+            item.owner = Some((uid + offset, gid + offset));
+            for (name, value) in &mut item.xattrs {
+                match name.as_slice() {
+                    acl::ACCESS | acl::DEFAULT => {
+                        *value = Acl::parse(value).unwrap().map_ids(up, up).unwrap().encode();
+                    }
+                    capability::NAME => *value = capability::map_root(value, up).unwrap(),
+                    _ => {}
+                }
+            }
+        }
         self
     }
 

@@ -121,14 +121,16 @@ fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr
 
 type Owner = (Option<Uid>, Option<Gid>);
 
-/// Returns the ids to store, `None` if no owner is to be changed: not asked, or squashed.
+/// Returns the ids to store, `None` if no owner is to be changed. Squashed ones stay, and chown(2) still takes set-id bits
+/// away.
 fn wanted_owner(tree: &Tree, change: &SetAttr) -> Result<Option<Owner>> {
     let invalid = Error::new(Errno::INVAL);
     let uid = change.uid.filter(|_| tree.uids.fixed.is_none());
     let gid = change.gid.filter(|_| tree.gids.fixed.is_none());
     let uid = uid.map(|uid| tree.uids.disk(uid).ok_or(Error::new(Errno::INVAL))).transpose()?;
     let gid = gid.map(|gid| tree.gids.disk(gid).ok_or(invalid)).transpose()?;
-    Ok((uid.is_some() || gid.is_some()).then(|| (uid.map(Uid::from_raw), gid.map(Gid::from_raw))))
+    Ok((change.uid.is_some() || change.gid.is_some())
+        .then(|| (uid.map(Uid::from_raw), gid.map(Gid::from_raw))))
 }
 
 fn set_times(object: Object<'_>, change: &SetAttr) -> Result<()> {

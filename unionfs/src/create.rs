@@ -16,13 +16,11 @@ use crate::inode::{Data, Inode, State, UpperFile};
 use crate::inode_table::ObjectKey;
 use crate::lookup::{self, Found};
 use crate::name::{self, FileName};
-use crate::ondisk::{self, NameClass};
+use crate::ondisk::{self, NameClass, acl};
 use crate::request::{Caller, Entry, FileKind, NodeId, Opened};
 use crate::stack::probe::WhiteoutForm;
 use crate::sys::{self, Stat};
 use crate::tree::{Tree, no_whiteouts};
-
-const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// What to make.
 #[derive(Clone, Copy, Debug)]
@@ -175,8 +173,8 @@ impl Target<'_> {
         rustix::fs::mkdirat(upper.workdir.fd(), nursery.name(), Mode::RWXU)?;
         let nest = sys::open_at(upper.workdir.fd(), nursery.name(), OFlags::PATH | OFlags::DIRECTORY, 0)?;
         if inherits {
-            let acl = sys::xattr::get(self.fd.as_fd(), DEFAULT_ACL)?;
-            sys::xattr::set(nest.as_fd(), DEFAULT_ACL, &acl, 0)?;
+            let acl = sys::xattr::get(self.fd.as_fd(), acl::DEFAULT)?;
+            sys::xattr::set(nest.as_fd(), acl::DEFAULT, &acl, 0)?;
         }
         let parent = sys::stat_fd(self.fd.as_fd())?;
         if parent.mode & libc::S_ISGID != 0 {
@@ -349,7 +347,7 @@ fn has_default_acl(tree: &Tree, dir: &Inode) -> Result<bool> {
         2 => return Ok(true),
         _ => {}
     }
-    let has = sys::xattr::get(tree.upper_fd(dir)?.as_fd(), DEFAULT_ACL).is_ok();
+    let has = sys::xattr::get(tree.upper_fd(dir)?.as_fd(), acl::DEFAULT).is_ok();
     dir.state.write().default_acl = if has { 2 } else { 1 };
     Ok(has)
 }

@@ -8,6 +8,9 @@ use std::fmt;
 /// (`/proc/sys/kernel/overflowuid`, `overflowgid`).
 pub const DEFAULT_OVERFLOW_ID: u32 = 65534;
 
+/// What the kernel writes into an ACL for an id without a place in this user namespace. It takes none back.
+const NO_ID: u32 = u32::MAX;
+
 /// One run of ids: `disk..disk + len` on disk is shown as `shown..shown + len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
@@ -153,6 +156,11 @@ impl IdView {
         self.map.to_disk(shown)
     }
 
+    /// Returns the id to show where an ACL names `disk`: fixed ids are those of owners only.
+    pub fn named(&self, disk: u32) -> u32 {
+        self.map.to_shown(disk).filter(|&shown| shown != NO_ID).unwrap_or(self.overflow)
+    }
+
     /// Returns the id to give a copy of an object that belongs to `disk`.
     pub fn carried(&self, disk: u32) -> u32 {
         if self.squash_overflow && disk == self.overflow { 0 } else { disk }
@@ -233,7 +241,9 @@ mod tests {
             (view.shown(1000), view.shown(5), view.disk(0), view.disk(5)),
             (0, 65534, Some(1000), None)
         );
+        assert_eq!((view.named(1000), view.named(5), IdView::default().named(NO_ID)), (0, 65534, 65534));
         view.fixed = Some(42);
+        assert_eq!(view.named(1000), 0);
         assert_eq!((view.shown(1000), view.shown(5), view.disk(0)), (42, 42, Some(1000)));
     }
 }

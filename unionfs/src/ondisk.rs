@@ -1,6 +1,8 @@
 //! The marks by which layers say "deleted", "opaque" and "moved": the formats of kernel overlayfs, of
 //! fuse-overlayfs and of OCI layers. Pure: no system call is made here.
 
+pub mod acl;
+pub mod capability;
 pub mod origin;
 
 /// Prefix of a name that hides the rest of the name in the layers below (OCI image layers, AUFS).

@@ -1,5 +1,5 @@
 //! Extended attributes. The marks of the union itself are neither shown nor settable; those of an overlay mounted
-//! inside this one are stored escaped.
+//! inside this one are stored escaped. Ids inside of values are mapped as owners are.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
-use crate::ondisk;
+use crate::ondisk::acl::{self, Acl};
+use crate::ondisk::{self, capability};
 use crate::sys;
 use crate::tree::Tree;
 
@@ -28,8 +29,46 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     match value {
         // "No labels here" stops programs that list a directory from asking for each file; "no label" does not.
         Err(error) if name == SELINUX && error.is(Errno::NODATA) => Err(Error::new(Errno::OPNOTSUPP)),
-        value => value,
+        value => shown_value(tree, name, value?),
     }
+}
+
+/// Returns a value with the ids that are shown.
+///
+/// # Errors
+/// ENODATA for capabilities that count for a user namespace whose root is not shown: they have no effect here.
+fn shown_value(tree: &Tree, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
+    match name {
+        acl::ACCESS | acl::DEFAULT => {
+            let shown = Acl::parse(&value).and_then(|list| {
+                list.map_ids(|uid| Some(tree.uids.named(uid)), |gid| Some(tree.gids.named(gid)))
+            });
+            Ok(shown.map_or(value, |list| list.encode()))
+        }
+        capability::NAME => {
+            let shown = capability::map_root(&value, |uid| tree.uids.map.to_shown(uid));
+            shown.ok_or(Error::new(Errno::NODATA))
+        }
+        _ => Ok(value),
+    }
+}
+
+/// Returns a value with the ids that are stored.
+///
+/// # Errors
+/// EINVAL for an id that the mapping cannot store, as setxattr(2) answers for one without a place in the user namespace.
+fn stored_value(tree: &Tree, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+    let stored = match name {
+        acl::ACCESS | acl::DEFAULT => match Acl::parse(value) {
+            Some(list) => {
+                list.map_ids(|uid| tree.uids.disk(uid), |gid| tree.gids.disk(gid)).map(|list| list.encode())
+            }
+            None => Some(value.to_vec()),
+        },
+        capability::NAME => capability::map_root(value, |uid| tree.uids.disk(uid)),
+        _ => Some(value.to_vec()),
+    };
+    stored.ok_or(Error::new(Errno::INVAL))
 }
 
 /// Returns the names, each ended by NUL.
@@ -53,9 +92,10 @@ pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
 /// Sets an attribute. `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
 pub(crate) fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     let stored = stored_name(tree, name, Errno::PERM)?;
+    let value = stored_value(tree, name, value)?;
     copy_up::ensure_upper(tree, inode, Need::Metadata)?;
     let pin = tree.pin_upper(inode)?;
-    sys::xattr::set(pin.as_fd(), &stored, value, flags)?;
+    sys::xattr::set(pin.as_fd(), &stored, &value, flags)?;
     inode.state.write().default_acl = 0;
     Ok(())
 }

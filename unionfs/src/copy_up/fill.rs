@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode};
 
-use crate::copy_up::metadata::CAPABILITY;
 use crate::copy_up::{Need, set_times};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Data, Inode, UpperFile};
+use crate::ondisk::capability;
 use crate::sys;
 use crate::tree::Tree;
 use crate::upper_file::{self, Access};
@@ -30,11 +30,11 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     if need == Need::Truncate {
         sys::retry(|| rustix::fs::ftruncate(&file.fd, 0))?;
     } else {
-        let capability = sys::xattr::get(file.fd.as_fd(), CAPABILITY).ok();
+        let capability = sys::xattr::get(file.fd.as_fd(), capability::NAME).ok();
         let source = upper_file::open_lower_data(tree, inode)?;
         source.copy_data_to(file.fd.as_fd(), &upper.no_reflink)?;
         if let Some(capability) = capability {
-            sys::xattr::set(file.fd.as_fd(), CAPABILITY, &capability, 0)?;
+            sys::xattr::set(file.fd.as_fd(), capability::NAME, &capability, 0)?;
         }
         set_times(file.fd.as_fd(), &before)?;
         if tree.policy.sync_copy_up {

@@ -11,14 +11,11 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 
 use crate::copy_up::{Need, set_times};
 use crate::error::{Errno, Result};
-use crate::ondisk;
+use crate::ondisk::{self, acl, capability};
 use crate::request::FileKind;
 use crate::stack::lower::LowerFile;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
-
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
-const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 /// Gives `to`, an object in the workdir, everything that `source` has but its data.
 pub(super) fn copy(
@@ -44,7 +41,7 @@ pub(super) fn copy(
     }
     for name in sys::xattr::names(&names).filter(|name| !is_user(name)) {
         // A truncated file loses its capability, as with truncate(2).
-        if need != Need::Truncate || name != CAPABILITY {
+        if need != Need::Truncate || name != capability::NAME {
             copy_xattr(source, to, name)?;
         }
     }
@@ -67,9 +64,9 @@ fn copy_xattr(source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) -> Result<()>
     };
     match sys::xattr::set(to, name, &value, 0) {
         // The upper cannot hold what the lower shows: another file system, or no privilege for the namespace.
-        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) if name != ACCESS_ACL => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) if name != acl::ACCESS => Ok(()),
         // Owners named in an ACL without a place in this user namespace.
-        Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::INVAL) if name == ACCESS_ACL => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::INVAL) if name == acl::ACCESS => Ok(()),
         result => Ok(result?),
     }
 }

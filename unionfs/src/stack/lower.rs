@@ -123,7 +123,11 @@ impl LowerFile {
 
     /// Returns the value of an extended attribute.
     pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        Ok(sys::xattr::get(self.fd.as_fd(), name)?)
+        let value = sys::xattr::get(self.fd.as_fd(), name)?;
+        Ok(match &self.mount_ids {
+            Some(ids) => ids.value_on_disk(name, value),
+            None => value,
+        })
     }
 
     /// Returns the names of the extended attributes, each ended by NUL.

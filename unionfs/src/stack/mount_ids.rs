@@ -7,6 +7,8 @@
 use std::os::fd::BorrowedFd;
 
 use crate::idmap::IdMap;
+use crate::ondisk::acl::{self, Acl};
+use crate::ondisk::capability;
 use crate::options::MountOptions;
 use crate::sys::{self, Stat};
 
@@ -36,6 +38,20 @@ impl MountIds {
         stat.uid = self.users.to_disk(stat.uid).unwrap_or(stat.uid);
         stat.gid = self.groups.to_disk(stat.gid).unwrap_or(stat.gid);
         stat
+    }
+
+    /// Returns the value of an attribute with the ids that are on disk.
+    pub(crate) fn value_on_disk(&self, name: &[u8], value: Vec<u8>) -> Vec<u8> {
+        let user = |id| Some(self.users.to_disk(id).unwrap_or(id));
+        let group = |id| Some(self.groups.to_disk(id).unwrap_or(id));
+        let on_disk = match name {
+            acl::ACCESS | acl::DEFAULT => {
+                Acl::parse(&value).and_then(|list| list.map_ids(user, group)).map(|list| list.encode())
+            }
+            capability::NAME => capability::map_root(&value, user),
+            _ => None,
+        };
+        on_disk.unwrap_or(value)
     }
 }
 
