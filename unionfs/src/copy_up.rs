@@ -248,7 +248,8 @@ impl CopyUp<'_> {
                 leave_lower(&mut state, built.metacopy);
             }
         }
-        let key = ObjectKey::upper(self.tree.stack.device_index(new.dev), new.ino);
+        let stack = &self.tree.stack;
+        let key = ObjectKey::new(stack.upper_number(), stack.device_index(new.dev), new.ino);
         self.tree.table.rekey(self.inode, key, Some(&place.parent));
         if !built.metacopy {
             self.serve(&mut data, built.fd, stat);

@@ -411,7 +411,7 @@ pub(crate) fn tmpfile(
         unlinked: true,
         ..State::default()
     };
-    let key = ObjectKey::upper(tree.stack.device_index(stat.dev), stat.ino);
+    let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(stat.dev), stat.ino);
     let ino = tree.stack.shown_ino(stat.dev, stat.ino);
     let inode = tree.table.insert_unnamed(key, ino, FileKind::Regular, state);
     let opened = serve(tree, &inode, fd, &stat);

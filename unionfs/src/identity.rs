@@ -39,20 +39,21 @@ pub(crate) fn identify(tree: &Tree, name: &FileName, found: &Found) -> Result<Id
     let stat = found.stat;
     let device = tree.stack.device_index(stat.dev);
     let own = tree.stack.shown_ino(stat.dev, stat.ino);
+    let upper = tree.stack.upper_number();
     let plain = |key, ino| Identity { key, ino, stat, index: None, data: None };
     match (&found.upper, &found.lower) {
         (Some(_), LowerPart::Dirs(dirs)) => {
             let ino = dirs.first().map_or(own, |dir| tree.stack.shown_ino(dir.identity.0, dir.identity.1));
-            Ok(plain(ObjectKey::upper(device, stat.ino), ino))
+            Ok(plain(ObjectKey::new(upper, device, stat.ino), ino))
         }
-        (Some(_), _) => Ok(upper_file(tree, found, plain(ObjectKey::upper(device, stat.ino), own))),
+        (Some(_), _) => Ok(upper_file(tree, found, plain(ObjectKey::new(upper, device, stat.ino), own))),
         (None, LowerPart::File(dir)) if stat.nlink > 1 => linked_lower_file(tree, dir, name, plain),
-        (None, LowerPart::File(dir)) => Ok(plain(ObjectKey::lower(dir.layer, device, stat.ino), own)),
+        (None, LowerPart::File(dir)) => Ok(plain(ObjectKey::new(dir.layer, device, stat.ino), own)),
         (None, LowerPart::Dirs(dirs)) => {
-            let layer = dirs.first().map_or(0, |dir| dir.layer);
-            Ok(plain(ObjectKey::lower(layer, device, stat.ino), own))
+            let layer = dirs.first().map_or(tree.stack.top, |dir| dir.layer);
+            Ok(plain(ObjectKey::new(layer, device, stat.ino), own))
         }
-        (None, LowerPart::None) => Ok(plain(ObjectKey::upper(device, stat.ino), own)),
+        (None, LowerPart::None) => Ok(plain(ObjectKey::new(upper, device, stat.ino), own)),
     }
 }
 
@@ -82,7 +83,7 @@ fn linked_lower_file(
     let lower = plain(by_name, 0).stat;
     let ino = tree.stack.shown_ino(lower.dev, lower.ino);
     let Some(index) = &tree.index else { return Ok(plain(by_name, ino)) };
-    let key = ObjectKey::lower(dir.layer, tree.stack.device_index(lower.dev), lower.ino);
+    let key = ObjectKey::new(dir.layer, tree.stack.device_index(lower.dev), lower.ino);
     if tree.table.shown_ino(key).is_some() {
         return Ok(plain(key, ino));
     }
@@ -96,17 +97,17 @@ fn linked_lower_file(
     let metacopy =
         marks::read_file_marks(index.fd(), &entry, tree.stack.namespace, tree.stack.follow)?.metacopy;
     let data = metacopy.then(|| LowerName { dir: Arc::clone(dir), name: name.clone() });
-    let key = ObjectKey::upper(tree.stack.device_index(stat.dev), stat.ino);
+    let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(stat.dev), stat.ino);
     Ok(Identity { key, ino, stat, index: Some(Box::new(Indexed { entry, difference })), data })
 }
 
 /// Returns the inode number that stat shows for a listed name.
 pub(crate) fn listed_ino(tree: &Tree, parent: &Inode, device: u64, entry: &ListedName<'_>) -> u64 {
     let own = tree.stack.shown_ino(device, entry.ino);
-    if entry.layer != merge::UPPER {
+    if entry.layer != merge::listed(tree.stack.upper_number()) {
         return own;
     }
-    let key = ObjectKey::upper(tree.stack.device_index(device), entry.ino);
+    let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(device), entry.ino);
     if let Some(ino) = tree.table.shown_ino(key) {
         return ino;
     }

@@ -29,7 +29,7 @@ use leaf::Leaf;
 /// Which object on disk a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ObjectKey {
-    /// Layer (0 the upper, lowers from 1) and index of the device, or for a name of a lower file with several links
+    /// Layer and index of the device, or for a name of a lower file with several links
     /// the number of its directory.
     space: u64,
     /// Inode number, or for such a name its hash.
@@ -46,14 +46,9 @@ const WHOLE_LEAVES: usize = 4096;
 const SERIAL_BASE: u64 = 1 << 63;
 
 impl ObjectKey {
-    /// The object `ino` of device `device` (its index) on the upper.
-    pub(crate) fn upper(device: u64, ino: u64) -> Self {
-        Self { space: (device << LAYER_BITS) | 1, number: ino }
-    }
-
-    /// An object of a lower layer.
-    pub(crate) fn lower(layer: usize, device: u64, ino: u64) -> Self {
-        Self { space: (device << LAYER_BITS) | (layer as u64 + 2), number: ino }
+    /// The object `ino` of device `device` (its index) on the layer of number `layer`.
+    pub(crate) fn new(layer: usize, device: u64, ino: u64) -> Self {
+        Self { space: (device << LAYER_BITS) | (layer as u64 + 1), number: ino }
     }
 
     /// One name of a lower file with several links: without an index each is an object of its own.
@@ -61,6 +56,14 @@ impl ObjectKey {
         let mut hasher = std::hash::DefaultHasher::new();
         hasher.write(name);
         Self { space: BY_NAME | dir, number: hasher.finish() }
+    }
+
+    /// Returns the number of the layer, if the key tells it.
+    fn layer(self) -> Option<u16> {
+        if self.is_by_name() {
+            return None;
+        }
+        u16::try_from((self.space & ((1 << LAYER_BITS) - 1)).checked_sub(1)?).ok()
     }
 
     const fn is_by_name(self) -> bool {

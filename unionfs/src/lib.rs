@@ -5,7 +5,7 @@
 //! hides all its names there, a **redirect** tells where a renamed directory goes on. **Copy-up** brings a lower
 //! object to the upper before it is changed.
 //!
-//! Lock order: an inode's `copy_up`, `names` of directories (two of them by number), `data`, then the inode table,
+//! Lock order: the gate (each method of `Union` enters it once), an inode's `copy_up`, `names` of directories (two of them by number), `data`, then the inode table,
 //! then `state`, then the caches. No table, cache or `state` lock is held across a system call; `copy_up`, `names`
 //! and `data` belong to one inode and are.
 //!
@@ -25,7 +25,7 @@
 //! - 4 `stack`
 //! - 3 `options`, `ondisk`
 //! - 2 `idmap`, `sys`
-//! - 1 `name`, `request`
+//! - 1 `gate`, `name`, `request`
 //! - 0 `error`
 
 mod attr;
@@ -36,6 +36,7 @@ mod dir_cache;
 pub mod error;
 mod file_io;
 pub mod fuse;
+mod gate;
 mod handles;
 mod identity;
 mod idle_files;

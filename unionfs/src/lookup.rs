@@ -320,7 +320,7 @@ fn next_candidate(
             next: None,
         })),
         Target::Path(path) => {
-            let Some(root) = stack.roots.get(from) else { return Ok(None) };
+            let Some(root) = stack.root_from(from) else { return Ok(None) };
             walk_path(stack, root, path).map(Some)
         }
     }
@@ -329,7 +329,7 @@ fn next_candidate(
 fn next_candidate_exists(stack: &LayerStack, lowers: &[Arc<LowerDir>], target: &Target, from: usize) -> bool {
     match target {
         Target::Name(_) => lowers.iter().any(|dir| dir.layer >= from),
-        Target::Path(_) => from < stack.roots.len(),
+        Target::Path(_) => stack.root_from(from).is_some(),
     }
 }
 

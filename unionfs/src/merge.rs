@@ -13,10 +13,13 @@ use crate::stack::LayerStack;
 use crate::stack::lower::LowerDir;
 use crate::sys;
 
-/// Index of the layer that serves a name: 0 is the upper, lowers follow.
+/// Number of the layer that serves a name.
 pub(crate) type ListedLayer = u16;
-/// The upper in a listing.
-pub(crate) const UPPER: ListedLayer = 0;
+
+/// Returns a layer's number as listings hold it.
+pub(crate) fn listed(layer: usize) -> ListedLayer {
+    ListedLayer::try_from(layer).unwrap_or(ListedLayer::MAX)
+}
 
 /// The names of a directory at one moment.
 #[derive(Debug, Default)]
@@ -97,7 +100,8 @@ pub(crate) fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut seen = Seen::new();
     if let Some(upper) = dir.upper {
-        let layer = Layer { fd: upper, index: UPPER, hides: None, more_below: !dir.lowers.is_empty() };
+        let number = listed(stack.upper_number());
+        let layer = Layer { fd: upper, number, hides: None, more_below: !dir.lowers.is_empty() };
         add_layer(&mut listing, &mut seen, stack, &layer)?;
     }
     for (position, lower) in dir.lowers.iter().enumerate() {
@@ -107,7 +111,7 @@ pub(crate) fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
         let fd = stack.lower(lower)?.dir_fd(&stack.fds, lower)?;
         let layer = Layer {
             fd: fd.as_fd(),
-            index: ListedLayer::try_from(lower.layer + 1).unwrap_or(ListedLayer::MAX),
+            number: listed(lower.layer),
             hides: Some(lower),
             more_below: position + 1 < dir.lowers.len(),
         };
@@ -118,7 +122,7 @@ pub(crate) fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
 
 struct Layer<'a> {
     fd: BorrowedFd<'a>,
-    index: ListedLayer,
+    number: ListedLayer,
     hides: Option<&'a LowerDir>,
     more_below: bool,
 }
@@ -148,7 +152,7 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
             seen.insert(entry.name.into());
         }
         if let Some(kind) = kind {
-            listing.push(entry.name, kind, entry.ino, layer.index);
+            listing.push(entry.name, kind, entry.ino, layer.number);
         }
         Ok(true)
     })?;

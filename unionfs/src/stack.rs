@@ -27,6 +27,8 @@ use workdir::Workdir;
 
 /// Directory descriptors kept open at most, beside one for each layer's root.
 const DIR_FDS: usize = 384;
+/// Number of the topmost lower of a new mount; those that come on top of it are counted down.
+const FIRST_TOP: usize = 1 << 14;
 /// Inode numbers of the second and later file systems carry the file system's index above this bit.
 pub(crate) const FS_SHIFT: u32 = 48;
 
@@ -37,6 +39,8 @@ pub(crate) struct LayerStack {
     pub upper: Option<UpperLayer>,
     /// The read-only layers, topmost first.
     pub lowers: Vec<LowerLayer>,
+    /// Number of the topmost lower. The following have the next numbers, the upper the one before.
+    pub top: usize,
     /// Descriptions of the roots of the lowers, in the same order.
     pub roots: Vec<Arc<LowerDir>>,
     /// The cache of directory descriptors.
@@ -79,7 +83,7 @@ impl LayerStack {
         };
         let mut roots = Vec::with_capacity(lowers.len());
         for (index, layer) in lowers.iter().enumerate() {
-            let (root, opaque) = layer.root_dir(index, namespace)?;
+            let (root, opaque) = layer.root_dir(FIRST_TOP + index, namespace)?;
             roots.push(root);
             if opaque {
                 break;
@@ -93,7 +97,8 @@ impl LayerStack {
         }
         let fds = DirFds::new(DIR_FDS.min(descriptor_budget()));
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
-        Ok((Self { upper, lowers, roots, fds, namespace, follow, devices: RwLock::new(devices) }, notices))
+        let devices = RwLock::new(devices);
+        Ok((Self { upper, lowers, top: FIRST_TOP, roots, fds, namespace, follow, devices }, notices))
     }
 
     /// Returns the writable layer.
@@ -106,7 +111,17 @@ impl LayerStack {
 
     /// Returns the layer that a description belongs to.
     pub(crate) fn lower(&self, dir: &LowerDir) -> Result<&LowerLayer> {
-        self.lowers.get(dir.layer).ok_or(Error::new(Errno::IO))
+        self.lowers.get(dir.layer.wrapping_sub(self.top)).ok_or(Error::new(Errno::IO))
+    }
+
+    /// Returns the number of the upper.
+    pub(crate) const fn upper_number(&self) -> usize {
+        self.top - 1
+    }
+
+    /// Returns the root of the topmost layer that has the number `layer` or a greater one.
+    pub(crate) fn root_from(&self, layer: usize) -> Option<&Arc<LowerDir>> {
+        self.roots.get(layer.saturating_sub(self.top))
     }
 
     /// Returns the inode number to show for an object: its own on the first file system, with the file system's index

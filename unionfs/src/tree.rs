@@ -122,8 +122,8 @@ impl Tree {
         let root = Arc::new(Inode::new(NodeId::ROOT, ino, FileKind::Directory, state));
         let device = stack.device_index(identity.0);
         let key = match upper {
-            Some(ino) => ObjectKey::upper(device, ino),
-            None => ObjectKey::lower(0, device, identity.1),
+            Some(ino) => ObjectKey::new(stack.upper_number(), device, ino),
+            None => ObjectKey::new(stack.top, device, identity.1),
         };
         let overflow = |kind: &str| {
             let text =

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Candidate, LAYER_BITS, Node, ObjectKey};
+use super::{Candidate, Node, ObjectKey};
 use crate::inode::{Inode, Lower, Place, State};
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
@@ -24,7 +24,7 @@ pub(super) struct Leaf {
     name: Name,
     /// Lookups by the kernel.
     refs: u32,
-    /// 0 the upper, lowers from 1.
+    /// The number of the layer that serves it.
     layer: u16,
     kind: FileKind,
 }
@@ -85,14 +85,14 @@ impl Leaf {
         lower: &Lower,
     ) -> Option<Self> {
         let layer = match (upper, lower) {
-            (Some(ino), Lower::None) if ino == key.number => 0,
+            (Some(ino), Lower::None) if ino == key.number => key.layer()?,
             (None, Lower::File(dir, own)) if own.as_bytes() == name => {
                 let held = parent.state.read().lower.dirs().iter().any(|held| Arc::ptr_eq(held, dir));
-                u16::try_from(dir.layer + 1).ok().filter(|_| held)?
+                u16::try_from(dir.layer).ok().filter(|_| held)?
             }
             _ => return None,
         };
-        if kind == FileKind::Directory || key.space & ((1 << LAYER_BITS) - 1) != u64::from(layer) + 1 {
+        if kind == FileKind::Directory || key.layer() != Some(layer) {
             return None;
         }
         let id = key.usual_id()?;
@@ -160,7 +160,7 @@ impl Leaf {
         let name = FileName::from_checked(self.name.as_bytes());
         let dir = self.lower_dir();
         let state = State {
-            upper: (self.layer == 0).then_some(self.number()),
+            upper: dir.is_none().then_some(self.number()),
             lower: dir.map_or(Lower::None, |dir| Lower::File(dir, name.clone())),
             place: Some(Place { parent: self.parent, name }),
             ..State::default()
@@ -170,20 +170,16 @@ impl Leaf {
         inode
     }
 
-    /// The directory of a lower that holds the file: parts of a directory on the lowers never change.
+    /// The directory of a lower that holds the file, none for one of the upper: parts of a directory on the lowers never
+    /// change.
     fn lower_dir(&self) -> Option<Arc<LowerDir>> {
-        let layer = usize::from(self.layer).checked_sub(1)?;
         let state = self.parent.state.read();
-        state.lower.dirs().iter().find(|dir| dir.layer == layer).map(Arc::clone)
+        state.lower.dirs().iter().find(|dir| dir.layer == usize::from(self.layer)).map(Arc::clone)
     }
 
     /// Returns which object this is.
     pub(super) fn key(&self) -> ObjectKey {
-        let device = self.id.0 >> FS_SHIFT;
-        match usize::from(self.layer).checked_sub(1) {
-            None => ObjectKey::upper(device, self.number()),
-            Some(layer) => ObjectKey::lower(layer, device, self.number()),
-        }
+        ObjectKey::new(self.layer.into(), self.id.0 >> FS_SHIFT, self.number())
     }
 
     /// The inode number on the layer.

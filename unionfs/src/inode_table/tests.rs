@@ -6,6 +6,8 @@ use crate::stack::lower::LowerDir;
 use crate::sys::Stat;
 
 const DEVICE: u64 = 0;
+const UPPER: usize = 41;
+const LOWER: usize = 42;
 
 fn stat(ino: u64) -> Stat {
     let never = Timestamp { sec: 0, nsec: 0 };
@@ -35,10 +37,10 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let dir = LowerDir::new(0, None, b"", &stat(2), false);
+    let dir = LowerDir::new(LOWER, None, b"", &stat(2), false);
     let state = State { lower: Lower::Dirs([Arc::clone(&dir)].into()), ..State::default() };
     let root = Arc::new(Inode::new(NodeId::ROOT, 2, FileKind::Directory, state));
-    let table = InodeTable::new(&root, ObjectKey::lower(0, DEVICE, 2));
+    let table = InodeTable::new(&root, ObjectKey::new(LOWER, DEVICE, 2));
     Fixture { table, root, dir }
 }
 
@@ -46,7 +48,7 @@ impl Fixture {
     fn lower_file(&self, name: &str, ino: u64) -> Candidate {
         let name = FileName::new(name.as_bytes()).unwrap();
         Candidate {
-            key: ObjectKey::lower(0, DEVICE, ino),
+            key: ObjectKey::new(LOWER, DEVICE, ino),
             ino,
             kind: FileKind::Regular,
             upper: None,
@@ -59,7 +61,7 @@ impl Fixture {
     }
 
     fn upper_file(&self, name: &str, ino: u64) -> Candidate {
-        let key = ObjectKey::upper(DEVICE, ino);
+        let key = ObjectKey::new(UPPER, DEVICE, ino);
         Candidate { key, upper: Some(ino), lower: Lower::None, ..self.lower_file(name, ino) }
     }
 
@@ -95,8 +97,8 @@ fn a_leaf_grows_into_what_a_whole_node_would_have_been() {
         let upper = f.table.get(NodeId(20)).unwrap();
         assert_eq!((place(&upper), upper.state.read().upper), (b"upper".to_vec(), Some(20)));
         assert_eq!((f.leaves(), f.table.count()), (0, 3));
-        assert_eq!(f.table.shown_ino(ObjectKey::lower(0, DEVICE, ino)), Some(ino));
-        assert_eq!(f.table.shown_ino(ObjectKey::upper(DEVICE, ino)), None, "another layer's object");
+        assert_eq!(f.table.shown_ino(ObjectKey::new(LOWER, DEVICE, ino)), Some(ino));
+        assert_eq!(f.table.shown_ino(ObjectKey::new(UPPER, DEVICE, ino)), None, "another layer's object");
     }
 }
 
@@ -131,7 +133,7 @@ fn nodes_that_nobody_uses_become_leaves_again_and_those_in_use_do_not() {
     drop(linked);
     let moved = f.table.get(NodeId(102)).unwrap();
     moved.state.write().upper = Some(7);
-    f.table.rekey(&moved, ObjectKey::upper(DEVICE, 7), None);
+    f.table.rekey(&moved, ObjectKey::new(UPPER, DEVICE, 7), None);
     drop(moved);
     for number in 3..count {
         drop(f.table.get(NodeId(100 + number)).unwrap());
@@ -142,7 +144,7 @@ fn nodes_that_nobody_uses_become_leaves_again_and_those_in_use_do_not() {
     let linked = f.table.get(NodeId(101)).unwrap();
     assert_eq!(linked.state.read().other_places.as_ref().unwrap().len(), 1);
     assert_eq!(f.table.get(NodeId(102)).unwrap().state.read().upper, Some(7));
-    assert_eq!(f.table.shown_ino(ObjectKey::upper(DEVICE, 7)), Some(102));
+    assert_eq!(f.table.shown_ino(ObjectKey::new(UPPER, DEVICE, 7)), Some(102));
     assert_eq!(place(&f.table.get(NodeId(103)).unwrap()), b"f3");
 }
 
@@ -154,7 +156,7 @@ fn one_number_on_two_layers_is_two_nodes() {
     assert!(lower.id().0 >= SERIAL_BASE);
     assert_eq!(place(&f.table.get(NodeId(10)).unwrap()), b"a");
     assert_eq!(place(&f.table.get(lower.id()).unwrap()), b"b");
-    assert_eq!(f.table.shown_ino(ObjectKey::lower(0, DEVICE, 10)), Some(10));
+    assert_eq!(f.table.shown_ino(ObjectKey::new(LOWER, DEVICE, 10)), Some(10));
     // The number of a removed file comes back as another one's before the removal is known.
     f.insert(f.upper_file("a", 10));
     let old = f.table.get(NodeId(10)).unwrap();

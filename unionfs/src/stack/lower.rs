@@ -40,7 +40,7 @@ pub(crate) struct LowerLayer {
 pub(crate) struct LowerDir {
     /// Number of this object, unique in the process.
     pub id: u64,
-    /// Index of the layer among the lowers, 0 is the topmost.
+    /// Number of the layer: it stays the same when layers come on top, and is greater the lower the layer.
     pub layer: usize,
     /// Parent, `None` for the layer's root.
     pub parent: Option<Arc<LowerDir>>,
@@ -206,9 +206,9 @@ impl LowerLayer {
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
-    pub(crate) fn root_dir(&self, index: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
+    pub(crate) fn root_dir(&self, number: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
         let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
-        Ok((LowerDir::new(index, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
+        Ok((LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
     }
 
     /// Returns the identifier of the file system, all zero where it has none.

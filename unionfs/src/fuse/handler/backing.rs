@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -90,13 +90,15 @@ impl Backings {
         if self.refused.load(Ordering::Relaxed) {
             return None;
         }
-        let file = union.upper_file(id)?;
-        let mode = rustix::fs::fstat(&file).ok()?.st_mode;
-        if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
-            // Whether a write takes the bits away depends on who writes, which only requests tell.
-            return None;
-        }
-        match self.register.open(file.as_fd()) {
+        let registered = union.with_upper_file(id, |file| {
+            let mode = rustix::fs::fstat(file).ok()?.st_mode;
+            if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+                // Whether a write takes the bits away depends on who writes, which only requests tell.
+                return None;
+            }
+            Some(self.register.open(file))
+        });
+        match registered?? {
             Ok(backing) => Some(backing),
             Err(errno) => {
                 if !self.refused.swap(true, Ordering::Relaxed) {
