@@ -42,8 +42,8 @@ impl Server {
         let ring = match options.transport {
             Transport::Fuser => return Self::connect_fuser(union, device, options),
             Transport::Uring => Ring::Required,
-            // Servers over io_uring that start side by side were seen to wait for ever (CHANGELOG.md): only on request.
-            Transport::Auto | Transport::Dev => Ring::Unwanted,
+            Transport::Auto => Ring::Preferred,
+            Transport::Dev => Ring::Unwanted,
         };
         let counters = Arc::<Counters>::default();
         let connection = Connection::open(union, Arc::clone(&counters), device, options, ring)?;

@@ -42,6 +42,8 @@ pub(super) struct Connection {
 pub(super) enum Ring {
     /// Not.
     Unwanted,
+    /// If it can be had.
+    Preferred,
     /// Without it there is no connection.
     Required,
 }
@@ -67,13 +69,14 @@ impl Connection {
             let hint = "this transport needs FUSE 7.23 (Linux 3.15); try transport=fuser";
             return Err(Error::new(Errno::PROTO).during("serve", "a kernel this old").hint(hint));
         };
-        let queues = match make_queues(&device, &chosen.config) {
-            Ok(queues) => Some(queues),
-            Err(error) if ring == Ring::Required => {
+        let (queues, reason) = match (ring, make_queues(&device, &chosen.config)) {
+            (_, Ok(queues)) => (Some(queues), "uring, which the kernel offers".to_owned()),
+            (Ring::Required, Err(error)) => {
                 buffers.reply_error(&device, header.unique, error.errno())?;
                 return Err(error);
             }
-            Err(_) => None,
+            (Ring::Preferred, Err(error)) => (None, format!("dev ({error})")),
+            (Ring::Unwanted, Err(_)) => (None, "dev, as asked".to_owned()),
         };
         let Negotiation { mut answer, config } = chosen;
         answer.flags.set(InitFlags::OVER_IO_URING, queues.is_some());
@@ -86,8 +89,7 @@ impl Connection {
             queues.start(&handler, &workers);
         }
         tracing::info!(
-            "transport: {}; the kernel speaks FUSE {}.{}, we speak up to {MAJOR}.{MINOR}; in use: {:?}",
-            if queues.is_some() { "uring" } else { "dev" },
+            "transport: {reason}; the kernel speaks FUSE {}.{}, we speak up to {MAJOR}.{MINOR}; in use: {:?}",
             offer.major,
             offer.minor,
             answer.flags

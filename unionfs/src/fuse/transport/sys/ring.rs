@@ -1,6 +1,10 @@
 //! An io_uring as FUSE needs it: 128-byte submissions, one thread that submits and reaps, and the memory that the
 //! kernel copies requests into and answers out of.
 //!
+//! The rings are memory of ours and not mapped from the ring's descriptor: a mapping would keep the ring, and with it
+//! the connection, for as long as any thread of the process is there. A thread that waits for an answer of this very
+//! connection outlives a kill, and would so wait for ever.
+//!
 //! Written here and not taken from a library: the FUSE commands need a field that the io-uring crate cannot set, and
 //! what is left, two mapped rings and two system calls, is smaller than the dependency.
 //!
@@ -30,9 +34,12 @@ const REGISTER_FILES: u32 = 2;
 const SETUP_SQE128: u32 = 1 << 10;
 const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
-const FEATURE_SINGLE_MMAP: u32 = 1;
-const OFFSET_RINGS: i64 = 0;
-const OFFSET_SQES: i64 = 0x1000_0000;
+/// The rings' memory is given by us (Linux 6.5; FUSE needs 6.14).
+const SETUP_NO_MMAP: u32 = 1 << 14;
+/// Submissions are taken in the order of their slots (Linux 6.6).
+const SETUP_NO_SQARRAY: u32 = 1 << 16;
+/// Room for heads, tails and flags, which come before the completions.
+const RING_HEAD_LEN: usize = 1024;
 const CMD_REGISTER: u32 = 1;
 const CMD_COMMIT_AND_FETCH: u32 = 2;
 const POLL_IN: u32 = 1;
@@ -52,9 +59,10 @@ struct RingOffsets {
     fifth: u32,
     /// Submissions: dropped; completions: the entries.
     sixth: u32,
-    /// Submissions: the index array; completions: flags.
+    /// Submissions: an index array, not used; completions: flags.
     seventh: u32,
     reserved: u32,
+    /// Where the memory is: of the submissions themselves, or of both rings.
     user_addr: u64,
 }
 
@@ -89,23 +97,21 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn anonymous(len: usize) -> Result<Self, Errno> {
-        Self::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
-    }
-
-    fn of_ring(ring: &OwnedFd, len: usize, offset: i64) -> Result<Self, Errno> {
-        Self::map(len, libc::MAP_SHARED | libc::MAP_POPULATE, ring.as_raw_fd(), offset)
-    }
-
-    fn map(len: usize, flags: i32, fd: i32, offset: i64) -> Result<Self, Errno> {
+    fn new(len: usize) -> Result<Self, Errno> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // JUSTIFICATION: memory that the kernel also writes has no safe type.
         // SAFETY: no address is asked for, so the mapping overlaps nothing.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset) };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return Err(last_errno());
         }
         NonNull::new(start).map(|start| Self { start, len }).ok_or(Errno::NOMEM)
+    }
+
+    /// Returns the address for the kernel.
+    fn address(&self) -> u64 {
+        self.start.as_ptr().expose_provenance() as u64
     }
 
     /// Returns the address of byte `offset`, if `len` bytes follow it.
@@ -169,7 +175,7 @@ impl Memory {
         let payload_len = payload_len.next_multiple_of(PAGE);
         let stride = payload_len.checked_add(PAGE).ok_or(Errno::NOMEM)?;
         let depth_len = usize::try_from(depth).map_err(|_| Errno::NOMEM)?;
-        let mapping = Mapping::anonymous(stride.checked_mul(depth_len).ok_or(Errno::NOMEM)?)?;
+        let mapping = Mapping::new(stride.checked_mul(depth_len).ok_or(Errno::NOMEM)?)?;
         let memory = Self { mapping, depth, payload_len, stride };
         for index in 0..depth {
             let (header, payload) = memory.places(index);
@@ -237,18 +243,21 @@ impl Ring {
         depth: u32,
         payload_len: usize,
     ) -> Result<Self, Errno> {
-        let mut params =
-            Params { flags: SETUP_SQE128 | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN, ..Params::default() };
         // One command for each entry and one poll can be under way.
-        let fd = setup((depth + 1).next_power_of_two(), &mut params)?;
-        if params.features & FEATURE_SINGLE_MMAP == 0 {
-            return Err(Errno::NOSYS);
-        }
-        let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
-        let sq_len = size(params.sq.seventh) + size(params.sq_entries) * size_of::<u32>();
-        let cq_len = size(params.cq.sixth) + size(params.cq_entries) * CQE_LEN;
-        let rings = Mapping::of_ring(&fd, sq_len.max(cq_len), OFFSET_RINGS)?;
-        let sqes = Mapping::of_ring(&fd, size(params.sq_entries) * SQE_LEN, OFFSET_SQES)?;
+        let slots = (depth + 1).next_power_of_two();
+        let count = usize::try_from(slots).map_err(|_| Errno::NOMEM)?;
+        // Twice as many completions as submissions is what the kernel makes.
+        let rings = Mapping::new((RING_HEAD_LEN + 2 * count * CQE_LEN).next_multiple_of(PAGE))?;
+        let sqes = Mapping::new((count * SQE_LEN).next_multiple_of(PAGE))?;
+        let own_memory = SETUP_NO_MMAP | SETUP_NO_SQARRAY;
+        let mut params = Params {
+            flags: SETUP_SQE128 | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | own_memory,
+            ..Params::default()
+        };
+        params.sq.user_addr = sqes.address();
+        params.cq.user_addr = rings.address();
+        // If something fails below, the ring goes before its memory.
+        let fd = setup(slots, &mut params)?;
         register_files(&fd, &[device.as_raw_fd(), waker.as_raw_fd()])?;
         let memory = Arc::new(Memory::new(depth, payload_len)?);
         Ok(Self { fd, rings, sqes, params, memory, queue, unsubmitted: 0, armed: 0 })
@@ -310,8 +319,6 @@ impl Ring {
         // JUSTIFICATION: the submission queue is memory shared with the kernel.
         // SAFETY: `place` has 128 bytes in the mapping, and the kernel does not read a slot beyond the tail.
         unsafe { std::ptr::copy_nonoverlapping(sqe.as_ptr(), place.as_ptr(), SQE_LEN) };
-        let index_at = offsets.seventh + slot * 4;
-        self.word(index_at).ok_or(Errno::IO)?.store(slot, Ordering::Relaxed);
         // Release: the kernel sees the slot before the tail.
         tail_word.store(tail.wrapping_add(1), Ordering::Release);
         self.unsubmitted += 1;
@@ -403,7 +410,8 @@ fn put(sqe: &mut [u8; SQE_LEN], at: usize, bytes: &[u8]) {
 
 fn setup(entries: u32, params: &mut Params) -> Result<OwnedFd, Errno> {
     // JUSTIFICATION: there is no wrapper for io_uring_setup(2).
-    // SAFETY: the kernel reads and writes the 120 bytes of `params`, which has its layout.
+    // SAFETY: the kernel reads and writes the 120 bytes of `params`, which has its layout, and holds the pages of the
+    // memory named in it for as long as the ring is there.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, &raw mut *params) };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(last_errno)?;
     // JUSTIFICATION: a system call gives a number.
