@@ -110,6 +110,18 @@ fn random_histories_equal_a_plain_directory_without_device_whiteouts() {
 }
 
 #[test]
+fn random_histories_equal_a_plain_directory_with_owners_in_user_attributes() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",xattr_permissions=2"), &Server::Plain, 2, Flavour::full(), NONE);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_with_owners_in_security_attributes() {
+    require!(Fuse, Union, Root);
+    compare(&Server::ours_with(",xattr_permissions=1"), &Server::Plain, 2, Flavour::full(), NONE);
+}
+
+#[test]
 fn random_histories_equal_one_directory_through_a_mapping_of_ids() {
     require!(Fuse, Union, Root);
     compare(&Server::ours_with(MAPPED), &Server::Plain, 2, Flavour::full(), NONE);

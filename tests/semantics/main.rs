@@ -7,6 +7,7 @@ mod kernel;
 mod layers;
 mod names;
 mod owners;
+mod records;
 mod rights;
 mod upper;
 

@@ -117,6 +117,11 @@ impl Snapshot {
         }
     }
 
+    /// Forgets an extended attribute of every object, which not every program hides.
+    pub fn forget_xattr(&mut self, name: &[u8]) {
+        self.nodes.values_mut().for_each(|node| drop(node.xattrs.remove(name)));
+    }
+
     /// Returns what is seen under a path.
     pub fn get(&self, path: &[u8]) -> Option<&Node> {
         self.nodes.get(path)

@@ -95,6 +95,12 @@ fn by_name(tree: &Tree, inode: &Inode, act: &dyn Fn(Object<'_>) -> Result<Stat>)
 }
 
 fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr) -> Result<Stat> {
+    if !tree.stack.upper_owners().are_inodes() {
+        return match object {
+            Object::Open(fd) => apply_recorded(tree, fd, owner, change),
+            Object::Name(dir, name) => apply_recorded(tree, sys::pin_at(dir, name)?.as_fd(), owner, change),
+        };
+    }
     if let Some((uid, gid)) = owner {
         let done = match object {
             Object::Open(fd) => rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
@@ -117,6 +123,21 @@ fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr
         Object::Open(fd) => sys::stat_fd(fd)?,
         Object::Name(dir, name) => sys::stat_at(dir, name)?,
     })
+}
+
+/// Changes an object of a layer that keeps owners and modes in records.
+fn apply_recorded(tree: &Tree, fd: BorrowedFd<'_>, owner: Option<Owner>, change: &SetAttr) -> Result<Stat> {
+    let owners = tree.stack.upper_owners();
+    if let Some((uid, gid)) = owner {
+        owners.set_owner(fd, uid, gid)?;
+    }
+    if let Some(mode) = change.mode {
+        owners.set_mode(fd, mode)?;
+    }
+    if change.atime.is_some() || change.mtime.is_some() {
+        set_times(Object::Open(fd), change)?;
+    }
+    Ok(owners.stat_fd(fd)?)
 }
 
 type Owner = (Option<Uid>, Option<Gid>);
@@ -173,14 +194,4 @@ pub(crate) fn statfs(tree: &Tree) -> Result<StatFs> {
         namelen: small(totals.f_namemax).min(u32::try_from(namelen).unwrap_or(u32::MAX)),
         frsize: small(totals.f_frsize),
     })
-}
-
-/// Returns the mode without the set-id bits that an unprivileged change of the data takes away.
-pub(crate) fn without_set_id(stat: &Stat) -> Option<u32> {
-    let mode = stat.mode & 0o7777;
-    let mut kept = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
-        kept &= !libc::S_ISGID;
-    }
-    (kept != mode).then_some(kept)
 }

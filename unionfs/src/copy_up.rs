@@ -180,7 +180,13 @@ impl CopyUp<'_> {
     /// Makes an empty object of the right type.
     fn make(&self, temp: &Temp<'_>, source: &LowerFile, stat: &Stat) -> Result<OwnedFd> {
         let (work, name) = (self.upper.workdir.fd(), temp.name());
-        match stat.kind() {
+        let kind = match stat.kind() {
+            // Records stand beside regular files and directories only.
+            FileKind::Directory | FileKind::Symlink => stat.kind(),
+            _ if !self.upper.owners.are_inodes() => FileKind::Regular,
+            kind => kind,
+        };
+        match kind {
             FileKind::Regular => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
                 return Ok(sys::open_at(work, name, flags, 0o600)?);
@@ -262,7 +268,7 @@ impl CopyUp<'_> {
         if self.inode.is_dir() {
             return Err(Error::new(Errno::NOENT));
         }
-        let stat = sys::stat_fd(built.fd.as_fd())?;
+        let stat = self.upper.owners.stat_fd(built.fd.as_fd())?;
         let pin = sys::pin_at(self.upper.workdir.fd(), built.temp.name())?;
         let mut data = self.inode.data.write();
         {

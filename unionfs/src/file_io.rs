@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::RwLockWriteGuard;
-use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use crate::attr::without_set_id;
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::handles::FileHandle;
 use crate::inode::{Data, Inode, UpperFile};
 use crate::request::{FileKind, Opened};
+use crate::stack::owners::Owners;
 use crate::sys;
 use crate::tree::Tree;
 use crate::upper_file::{self, Access};
@@ -48,7 +48,7 @@ pub(crate) fn open(tree: &Tree, inode: &Arc<Inode>, flags: u32, kill_suidgid: bo
     load(tree, inode, &mut data, if writes { Access::Write } else { Access::Read })?;
     if let (true, Some(Data::Upper(file))) = (truncates, &mut *data) {
         sys::retry(|| rustix::fs::ftruncate(&file.fd, 0))?;
-        drop_set_id(file, kill_suidgid)?;
+        drop_set_id(tree.stack.upper_owners(), file, kill_suidgid)?;
     }
     inode.opens.fetch_add(1, Ordering::Relaxed);
     drop(data);
@@ -159,11 +159,12 @@ pub(crate) fn write(
     kill_suidgid: bool,
 ) -> Result<usize> {
     with_upper(tree, inode, |file| {
-        let set_id = if file.may_have_suid { Some(sys::stat_fd(file.fd.as_fd())?.mode) } else { None };
+        let owners = tree.stack.upper_owners();
+        let set_id = if file.may_have_suid { Some(owners.stat_fd(file.fd.as_fd())?.mode) } else { None };
         sys::copy::write_all(file.fd.as_fd(), bytes, offset)?;
         match set_id {
-            Some(mode) if !kill_suidgid => keep_set_id(file, mode)?,
-            _ => drop_set_id(file, kill_suidgid)?,
+            Some(mode) if !kill_suidgid => keep_set_id(owners, file, mode)?,
+            _ => drop_set_id(owners, file, kill_suidgid)?,
         }
         Ok(bytes.len())
     })
@@ -171,21 +172,23 @@ pub(crate) fn write(
 
 /// Gives set-id bits back that the layer took away because this process may not keep them: who wrote may, or wrote
 /// through a mapping, which takes none.
-fn keep_set_id(file: &UpperFile, mode: u32) -> Result<()> {
-    if sys::stat_fd(file.fd.as_fd())?.mode != mode {
-        rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(mode & 0o7777))?;
+fn keep_set_id(owners: Owners, file: &UpperFile, mode: u32) -> Result<()> {
+    owners.drop_capability(file.fd.as_fd())?;
+    if owners.stat_fd(file.fd.as_fd())?.mode != mode {
+        owners.set_mode(file.fd.as_fd(), mode)?;
     }
     Ok(())
 }
 
 /// Takes the set-id bits away after a change of the data by a caller that may not keep them.
-fn drop_set_id(file: &UpperFile, kill: bool) -> Result<()> {
-    if !kill || !file.may_have_suid {
+fn drop_set_id(owners: Owners, file: &UpperFile, kill: bool) -> Result<()> {
+    if !file.may_have_suid {
         return Ok(());
     }
-    let stat = sys::stat_fd(file.fd.as_fd())?;
-    if let Some(mode) = without_set_id(&stat) {
-        rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(mode))?;
+    owners.drop_capability(file.fd.as_fd())?;
+    let stat = owners.stat_fd(file.fd.as_fd())?;
+    if let Some(mode) = stat.mode_without_set_id().filter(|_| kill) {
+        owners.set_mode(file.fd.as_fd(), mode)?;
     }
     Ok(())
 }
@@ -203,7 +206,7 @@ pub(crate) fn note_mode(inode: &Inode, mode: u32) {
 pub(crate) fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
     with_upper(tree, inode, |file| {
         sys::retry(|| rustix::fs::ftruncate(&file.fd, size))?;
-        drop_set_id(file, kill_suidgid)
+        drop_set_id(tree.stack.upper_owners(), file, kill_suidgid)
     })
 }
 

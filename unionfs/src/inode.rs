@@ -144,7 +144,7 @@ pub(crate) struct UpperFile {
     pub fd: Arc<OwnedFd>,
     /// It was opened for reading and writing.
     pub writable: bool,
-    /// The set-id bits may be set: a write by an unprivileged caller has to look.
+    /// It may have set-id bits, or capabilities that its file system does not know: a write has to look.
     pub may_have_suid: bool,
 }
 

@@ -96,7 +96,7 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
     let mut target = Target::Name(name.to_vec());
     let mut on_upper = None;
     if let Some(upper) = dir.upper {
-        match sys::stat_at(upper, name) {
+        match stack.upper_owners().stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if !stat.is_dir() => {
                 let mut found = Found::new(stat, Some(None));
@@ -415,5 +415,5 @@ fn is_xattr_whiteout(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &
         return Ok(false);
     }
     let file = stack.lower(parent)?.pin(&stack.fds, parent, name)?;
-    Ok(file.xattr(&stack.namespace.name("whiteout")).is_ok())
+    Ok(file.mark(&stack.namespace.name("whiteout")).is_ok())
 }

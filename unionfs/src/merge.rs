@@ -10,7 +10,8 @@ use crate::lookup::DirView;
 use crate::ondisk::{self, NameClass};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
-use crate::stack::lower::LowerDir;
+use crate::stack::lower::{LowerDir, LowerLayer};
+use crate::stack::owners::Owners;
 use crate::sys;
 
 /// Number of the layer that serves a name.
@@ -168,6 +169,10 @@ fn shown_kind(
     layer: &Layer<'_>,
     entry: &sys::dirents::RawEntry<'_>,
 ) -> std::result::Result<Option<FileKind>, Errno> {
+    let owners = match layer.hides {
+        Some(dir) => stack.lower(dir).map_or(Owners::Inodes, LowerLayer::owners),
+        None => stack.upper_owners(),
+    };
     let may_be_xattr_whiteout = layer.hides.is_some_and(|dir| dir.xattr_whiteouts);
     match entry.kind {
         Some(FileKind::CharDevice) | None => {}
@@ -177,12 +182,15 @@ fn shown_kind(
             let empty = sys::stat_fd(pin.as_fd())?.size == 0;
             return Ok((whiteout.is_err() || !empty).then_some(FileKind::Regular));
         }
+        Some(FileKind::Regular) if !owners.are_inodes() => {}
         known => return Ok(known),
     }
-    match sys::stat_at(layer.fd, entry.name) {
+    match owners.stat_at(layer.fd, entry.name) {
         Ok(stat) if stat.is_whiteout() => Ok(None),
         Ok(stat) => Ok(Some(stat.kind())),
         Err(Errno::NOENT) => Ok(None),
+        // A record that cannot be read: who looks the name up is told, the other names are not lost.
+        Err(Errno::IO) if !owners.are_inodes() => Ok(entry.kind),
         Err(errno) => Err(errno),
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 use crate::copy_up::{self, Need};
 use crate::create::{check_new_name, remove_dot_wh, set_opaque};
@@ -256,7 +256,7 @@ impl Rename<'_> {
         rustix::fs::mkdirat(workdir.fd(), twin.name(), Mode::RWXU)?;
         let fd = sys::open_at(workdir.fd(), twin.name(), OFlags::PATH | OFlags::DIRECTORY, 0)?;
         set_opaque(self.tree, fd.as_fd())?;
-        copy_owner_and_mode(old.as_fd(), fd.as_fd())?;
+        self.upper.owners.copy(old.as_fd(), fd.as_fd())?;
         twin.publish(dir, self.to.name, RenameFlags::EXCHANGE)?;
         // Without attributes the opaque mark is a file, which must go before the rename.
         match rustix::fs::unlinkat(fd.as_fd(), crate::ondisk::OPAQUE_FILE, AtFlags::empty()) {
@@ -264,16 +264,6 @@ impl Rename<'_> {
             Err(errno) => Err(errno.into()),
         }
     }
-}
-
-fn copy_owner_and_mode(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
-    let (old, new) = (sys::stat_fd(from)?, sys::stat_fd(to)?);
-    if (old.uid, old.gid) != (new.uid, new.gid) {
-        let (uid, gid) = (Uid::from_raw(old.uid), Gid::from_raw(old.gid));
-        rustix::fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
-    }
-    let mode = Mode::from_raw_mode(old.mode & 0o7777);
-    Ok(rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?)
 }
 
 /// Returns the redirect of a directory for its place in `parent`; none if it has no lowers.

@@ -280,17 +280,19 @@ impl Tree {
     }
 
     fn own_stat(&self, inode: &Inode) -> Result<Stat> {
+        let owners = self.stack.upper_owners();
         if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
-            return Ok(sys::stat_fd(file.fd.as_fd())?);
+            return Ok(owners.stat_fd(file.fd.as_fd())?);
         }
         if inode.on_upper() {
             if let Some(pinned) = &inode.state.read().pinned {
-                return Ok(sys::stat_fd(pinned.as_fd())?);
+                return Ok(owners.stat_fd(pinned.as_fd())?);
             }
             if inode.is_dir() {
-                return Ok(sys::stat_fd(self.upper_fd(inode)?.as_fd())?);
+                return Ok(owners.stat_fd(self.upper_fd(inode)?.as_fd())?);
             }
-            return self.reach(inode, |parent, name| sys::stat_at(parent, name).map(|stat| (stat, stat.ino)));
+            return self
+                .reach(inode, |parent, name| owners.stat_at(parent, name).map(|stat| (stat, stat.ino)));
         }
         let lower = inode.state.read().lower.clone();
         match lower {

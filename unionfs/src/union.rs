@@ -106,7 +106,7 @@ impl Union {
             return tree.pin_lower(&inode)?.link_target();
         }
         let pin = tree.pin_upper(&inode)?;
-        Ok(rustix::fs::readlinkat(&pin, c"", Vec::new())?.into_bytes())
+        Ok(crate::sys::link_target(pin.as_fd())?)
     }
 
     /// Makes a fifo, socket, device or regular file; `mode` has the type bits.
@@ -328,7 +328,7 @@ impl Union {
         each_entry(&tree, &handle.inode, &listing, offset, &devices, &mut |entry, _| sink(entry))
     }
 
-    /// As [`Self::readdir`], each entry looked up: `None` for `.`, `..` and names that are gone. A lookup is counted
+    /// As [`Self::readdir`], each entry looked up: `None` for `.`, `..` and names that cannot be. A lookup is counted
     /// for each entry that `sink` goes on from.
     pub fn readdirplus(
         &self,
@@ -343,8 +343,12 @@ impl Union {
         let devices = devices(&tree, &handle.inode)?;
         each_entry(&tree, &handle.inode, &listing, offset, &devices, &mut |name, listed| {
             let Some(listed) = listed else { return sink(name, None) };
-            let Some((node, stat)) = look_up_listed(&tree, &handle.inode, &listed, version) else {
-                return sink(name, None);
+            let (node, stat) = match look_up_listed(&tree, &handle.inode, &listed, version) {
+                Ok(found) => found,
+                // Gone since the listing was read.
+                Err(error) if error.is(Errno::NOENT) => return ControlFlow::Continue(()),
+                // Who asks for it alone is told why it cannot be had.
+                Err(_) => return sink(name, None),
             };
             let looked_up = entry_of(&tree, &node, &stat);
             let flow = sink(DirEntry { ino: looked_up.attr.ino, ..name }, Some(looked_up));
@@ -482,21 +486,21 @@ fn each_entry(
     Ok(())
 }
 
-/// Looks a listed name up, on the one layer that serves it if the listing is still right. `None` if it is gone.
+/// Looks a listed name up, on the one layer that serves it if the listing is still right.
 fn look_up_listed(
     tree: &Tree,
     parent: &Arc<Inode>,
     listed: &ListedName<'_>,
     version: u64,
-) -> Option<(Node, Stat)> {
+) -> Result<(Node, Stat)> {
     if parent.version.load(Ordering::Acquire) == version
         && let Ok(Some(found)) = find_listed(tree, parent, listed)
         && let Ok(name) = FileName::new(listed.name)
         && let Ok(Some(entered)) = tree.enter(parent, name, found, version)
     {
-        return Some(entered);
+        return Ok(entered);
     }
-    tree.lookup(parent, listed.name).ok()
+    tree.lookup(parent, listed.name)
 }
 
 fn find_listed(tree: &Tree, parent: &Inode, listed: &ListedName<'_>) -> Result<Option<Found>> {

@@ -1,7 +1,7 @@
 //! What can be asked for and cannot be had yet: told in one line where leaving it out loses nothing, refused where
 //! the mount would show or store something else than was asked for.
 
-use super::{FsyncPolicy, MountOptions, OptionError, UuidPolicy, Verity, Warning, XattrPermissions, Xino};
+use super::{FsyncPolicy, MountOptions, OptionError, UuidPolicy, Verity, Warning, Xino};
 
 /// What happens with an option that cannot be had.
 #[derive(Clone, Copy)]
@@ -26,11 +26,6 @@ const GAPS: &[Gap] = &[
         "verity",
         |options| options.verity != Verity::Off,
         Without::Refused("not supported yet; contents would not be checked"),
-    ),
-    (
-        "xattr_permissions",
-        |options| options.xattr_permissions != XattrPermissions::Off,
-        Without::Refused("not supported yet; owners and modes would be wrong"),
     ),
     ("nfs_export=on", |options| options.nfs_export, Without::Continues("the mount cannot be exported")),
     (

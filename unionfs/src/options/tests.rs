@@ -152,7 +152,6 @@ fn options_that_need_each_other_are_checked_together() {
         ("lowerdir=/a,workdir=/w", "upperdir not specified"),
         ("lowerdir=/a::/b", "not supported yet"),
         ("lowerdir=/a,verity=on", "not supported yet"),
-        ("lowerdir=/a,xattr_permissions=2", "not supported yet"),
     ] {
         let error = parse(text).validate().unwrap_err().to_string();
         assert!(error.contains(want), "{text}: {error}");

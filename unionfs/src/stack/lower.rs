@@ -15,10 +15,12 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
+use crate::ondisk::record::Record;
 use crate::options::MountOptions;
 use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
 use crate::stack::mount_ids::MountIds;
+use crate::stack::owners::{Owners, record_of};
 use crate::sys::{self, Stat};
 
 /// One read-only layer.
@@ -30,6 +32,8 @@ pub(crate) struct LowerLayer {
     uuid: [u8; 16],
     /// The mapping of ids that the layer's mount has applied, to be taken back.
     mount_ids: Option<Arc<MountIds>>,
+    /// Where owners and modes are.
+    owners: Owners,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -107,13 +111,15 @@ pub(crate) struct LowerName {
 pub(crate) struct LowerFile {
     fd: OwnedFd,
     mount_ids: Option<Arc<MountIds>>,
+    owners: Owners,
 }
 
 impl LowerFile {
     /// Returns the attributes.
     pub(crate) fn stat(&self) -> Result<Stat> {
         let stat = sys::stat_fd(self.fd.as_fd())?;
-        Ok(self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat)))
+        let stat = self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat));
+        Ok(self.owners.show(stat, |name| sys::xattr::get(self.fd.as_fd(), name))?)
     }
 
     /// Reads at `offset`.
@@ -121,18 +127,29 @@ impl LowerFile {
         Ok(sys::retry(|| rustix::io::pread(&self.fd, &mut *buffer, offset))?)
     }
 
-    /// Returns the value of an extended attribute.
-    pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        let value = sys::xattr::get(self.fd.as_fd(), name)?;
-        Ok(match &self.mount_ids {
-            Some(ids) => ids.value_on_disk(name, value),
-            None => value,
-        })
+    /// Returns the value of a mark of the layer.
+    pub(crate) fn mark(&self, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(sys::xattr::get(self.fd.as_fd(), name)?)
     }
 
-    /// Returns the names of the extended attributes, each ended by NUL.
-    pub(crate) fn xattr_names(&self) -> Result<Vec<u8>> {
-        Ok(sys::xattr::list(self.fd.as_fd())?)
+    /// Returns the value of an extended attribute that programs name.
+    ///
+    /// # Errors
+    /// ENODATA if there is none, also for the layer's own marks.
+    pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
+        let stored = self.owners.stored_name(name).ok_or(Error::new(Errno::NODATA))?;
+        let value = sys::xattr::get(self.fd.as_fd(), &stored)?;
+        let value = match &self.mount_ids {
+            Some(ids) => ids.value_on_disk(name, value),
+            None => value,
+        };
+        self.owners.shown_value(name, value, || self.stat())
+    }
+
+    /// Returns the names of the extended attributes that programs see.
+    pub(crate) fn xattr_names(&self) -> Result<Vec<Vec<u8>>> {
+        let stored = sys::xattr::list(self.fd.as_fd())?;
+        Ok(sys::xattr::names(&stored).filter_map(|name| self.owners.shown_name(name)).collect())
     }
 
     /// Returns where data or a hole begins, as lseek(2) does.
@@ -173,7 +190,7 @@ impl LowerFile {
 
     /// Returns the target of a symbolic link that was opened without following it.
     pub(crate) fn link_target(&self) -> Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&self.fd, c"", Vec::new())?.into_bytes())
+        Ok(sys::link_target(self.fd.as_fd())?)
     }
 }
 
@@ -202,13 +219,25 @@ impl LowerLayer {
         );
         let uuid =
             readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
-        Ok(Self { root, root_stat, uuid, mount_ids, hidden: Vec::new() })
+        let owners = Owners::of_layer(root.as_fd());
+        Ok(Self { root, root_stat, uuid, mount_ids, owners, hidden: Vec::new() })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
     pub(crate) fn root_dir(&self, number: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
         let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
         Ok((LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
+    }
+
+    /// Returns where owners and modes are.
+    pub(crate) fn owners(&self) -> Owners {
+        self.owners
+    }
+
+    /// Returns the record of the root, if the layer has records.
+    pub(crate) fn root_record(&self) -> Option<Record> {
+        let shown = self.owners.stat_fd(self.root.as_fd()).ok()?;
+        (!self.owners.are_inodes()).then(|| record_of(&shown))
     }
 
     /// Returns the identifier of the file system, all zero where it has none.
@@ -281,12 +310,14 @@ impl LowerLayer {
         if dir.sealed || (!self.hidden.is_empty() && self.hides(dir, name)) {
             return Err(Error::new(Errno::NOENT));
         }
-        let stat = sys::stat_at(self.dir_fd(fds, dir)?.as_fd(), name)?;
-        Ok(self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat)))
+        let fd = self.dir_fd(fds, dir)?;
+        let stat = sys::stat_at(fd.as_fd(), name)?;
+        let stat = self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat));
+        Ok(self.owners.show(stat, |attribute| sys::xattr::get_at(fd.as_fd(), name, attribute))?)
     }
 
     fn file(&self, fd: OwnedFd) -> LowerFile {
-        LowerFile { fd, mount_ids: self.mount_ids.clone() }
+        LowerFile { fd, mount_ids: self.mount_ids.clone(), owners: self.owners }
     }
 
     /// Opens `name` in `dir` for reading its data.

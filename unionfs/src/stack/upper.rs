@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
+use crate::stack::owners::Owners;
 use crate::stack::probe::Features;
 use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
@@ -20,6 +21,8 @@ pub(crate) struct UpperLayer {
     pub workdir: Workdir,
     /// What the file system can do.
     pub features: Features,
+    /// Where owners and modes are kept.
+    pub owners: Owners,
     /// No lower could be reflinked here so far; asking again is a wasted call.
     pub(crate) no_reflink: AtomicBool,
 }
@@ -35,8 +38,14 @@ impl UpperLayer {
     }
 
     /// Puts together what was opened and probed.
-    pub(crate) fn new(root: OwnedFd, root_stat: Stat, workdir: Workdir, features: Features) -> Self {
-        Self { root, root_stat, workdir, features, no_reflink: AtomicBool::new(false) }
+    pub(crate) fn new(
+        root: OwnedFd,
+        root_stat: Stat,
+        workdir: Workdir,
+        features: Features,
+        owners: Owners,
+    ) -> Self {
+        Self { root, root_stat, workdir, features, owners, no_reflink: AtomicBool::new(false) }
     }
 
     /// Returns the root directory.

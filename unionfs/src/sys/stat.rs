@@ -12,6 +12,8 @@ use crate::request::{FileKind, Timestamp};
 pub(crate) struct Stat {
     /// Type and permission bits.
     pub mode: u32,
+    /// Type and permission bits of the inode, where a record beside it says otherwise.
+    pub inode_mode: u32,
     /// Hard links.
     pub nlink: u32,
     /// Owner in this process's user namespace.
@@ -55,7 +57,17 @@ impl Stat {
 
     /// Returns whether this is the whiteout of kernel overlayfs: a character device 0:0.
     pub(crate) const fn is_whiteout(&self) -> bool {
-        self.mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0
+        self.inode_mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0
+    }
+
+    /// Returns the mode without the set-id bits that an unprivileged change of the data takes away, if it has any.
+    pub(crate) fn mode_without_set_id(&self) -> Option<u32> {
+        let mode = self.mode & 0o7777;
+        let mut kept = mode & !libc::S_ISUID;
+        if mode & libc::S_IXGRP != 0 {
+            kept &= !libc::S_ISGID;
+        }
+        (kept != mode).then_some(kept)
     }
 }
 
@@ -77,6 +89,7 @@ fn from_statx(x: &Statx) -> Stat {
     let has_btime = x.stx_mask & StatxFlags::BTIME.bits() != 0;
     Stat {
         mode: u32::from(x.stx_mode),
+        inode_mode: u32::from(x.stx_mode),
         nlink: x.stx_nlink,
         uid: x.stx_uid,
         gid: x.stx_gid,
