@@ -42,6 +42,20 @@ fn changes_of_a_layer_below_a_mount_show_for_sure_with_timeout_0_only() {
 }
 
 #[test]
+fn names_that_appear_in_a_layer_show_for_sure_with_timeout_0() {
+    require!(Fuse, Union);
+    let trees = [LayerTree::new().file("d/a", "1"), LayerTree::new().file("d/b", "2")];
+    let union = Fixture::new(&trees, ",timeout=0");
+    assert_eq!(fs::read_dir(union.at("d")).unwrap().count(), 2);
+    for name in ["d/1", "d/2", "d/3", "d/4"] {
+        assert_eq!(errno(fs::metadata(union.at(name))), libc::ENOENT);
+        fs::write(union.lower(name), "late").unwrap();
+        assert_eq!(fs::read(union.at(name)).unwrap(), b"late");
+    }
+    assert_eq!(fs::read_dir(union.at("d")).unwrap().count(), 6);
+}
+
+#[test]
 fn without_attributes_every_call_about_them_answers_enotsup() {
     require!(Fuse, Union);
     let union = Fixture::new(&[LayerTree::new().file("f", "1").xattr("f", "user.x", "y")], ",noxattrs");

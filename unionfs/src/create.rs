@@ -16,7 +16,7 @@ use crate::error::{Errno, Error, Result};
 use crate::handles::FileHandle;
 use crate::inode::{Data, Inode, State, UpperFile};
 use crate::inode_table::ObjectKey;
-use crate::lookup::{self, Found};
+use crate::lookup::Found;
 use crate::name::{self, FileName};
 use crate::ondisk::{self, NameClass, acl};
 use crate::request::{Caller, Entry, FileKind, NodeId, Opened};
@@ -335,9 +335,7 @@ fn covered(tree: &Tree, parent: &Inode, upper: BorrowedFd<'_>, name: &[u8]) -> R
         Ok(stat) if stat.is_whiteout() => Ok(Covered::CharWhiteout),
         Ok(_) => Err(Error::new(Errno::EXIST)),
         Err(Errno::NOENT) if tree.upper_hides(parent, name)? => Ok(Covered::DotWh),
-        Err(Errno::NOENT) if lookup::below_provides(&tree.stack, &lowers, name)? => {
-            Err(Error::new(Errno::EXIST))
-        }
+        Err(Errno::NOENT) if tree.below_provides(parent, name)? => Err(Error::new(Errno::EXIST)),
         Err(Errno::NOENT) => Ok(Covered::No),
         Err(errno) => Err(errno.into()),
     }

@@ -25,6 +25,33 @@ pub(crate) struct DirView<'a> {
     pub lowers: &'a [Arc<LowerDir>],
     /// Tells whether the upper holds `.wh.NAME`; asked only if the directory has lowers.
     pub upper_hides: &'a dyn Fn(&[u8]) -> Result<bool>,
+    /// Tells what is known of a name on the lowers without looking.
+    pub below: &'a dyn Fn(&[u8]) -> Below,
+}
+
+/// What is known of a name on the lowers of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Nothing.
+    Unknown,
+    /// They provide none of that name.
+    Absent,
+    /// This layer is the topmost that has it.
+    From(usize),
+}
+
+impl Below {
+    /// Returns those of `lowers` where the name may be.
+    pub(crate) fn of(self, lowers: &[Arc<LowerDir>]) -> &[Arc<LowerDir>] {
+        match self {
+            Self::Unknown => lowers,
+            Self::Absent => &[],
+            Self::From(layer) => {
+                let above = lowers.iter().take_while(|dir| dir.layer < layer).count();
+                lowers.get(above..).unwrap_or_default()
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for DirView<'_> {
@@ -129,7 +156,11 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
             Err(errno) => return Err(errno.into()),
         }
     }
-    find_below(stack, dir.lowers, target, on_upper)
+    let lowers = match &target {
+        Target::Name(name) if !dir.lowers.is_empty() => (dir.below)(name).of(dir.lowers),
+        _ => dir.lowers,
+    };
+    find_below(stack, lowers, target, on_upper)
 }
 
 /// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
@@ -137,7 +168,7 @@ pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name:
     if lowers.is_empty() {
         return Ok(false);
     }
-    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
+    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown };
     Ok(find(stack, &view, name)?.is_some())
 }
 

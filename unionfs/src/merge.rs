@@ -1,12 +1,10 @@
 //! The listing of one directory over all its layers: each name once, nothing that is hidden.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
-use std::sync::OnceLock;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Errno, Result};
-use crate::lookup::DirView;
 use crate::ondisk::{self, NameClass};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
@@ -84,6 +82,13 @@ impl Listing {
         sorted.get(found).map(|&index| index as usize)
     }
 
+    /// Gives back what was taken for growing.
+    fn fit(mut self) -> Self {
+        self.names.shrink_to_fit();
+        self.entries.shrink_to_fit();
+        self
+    }
+
     fn push(&mut self, name: &[u8], kind: FileKind, ino: u64, layer: ListedLayer) {
         let (Ok(start), Ok(len)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
             return;
@@ -96,16 +101,30 @@ impl Listing {
 /// Names already decided by a layer above; empty while only one layer is read.
 type Seen = HashSet<Box<[u8]>>;
 
-/// Lists a directory.
-pub(crate) fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
+/// Lists a directory from its upper part and what its lowers hold.
+pub(crate) fn list(stack: &LayerStack, upper: BorrowedFd<'_>, lowers: &Listing) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut seen = Seen::new();
-    if let Some(upper) = dir.upper {
-        let number = listed(stack.upper_number());
-        let layer = Layer { fd: upper, number, hides: None, more_below: !dir.lowers.is_empty() };
-        add_layer(&mut listing, &mut seen, stack, &layer)?;
+    let number = listed(stack.upper_number());
+    let layer = Layer { fd: upper, number, hides: None, more_below: !lowers.is_empty() };
+    add_layer(&mut listing, &mut seen, stack, &layer)?;
+    for entry in (0..lowers.len()).filter_map(|index| lowers.get(index)) {
+        if !seen.contains(entry.name) {
+            listing.push(entry.name, entry.kind, entry.ino, entry.layer);
+        }
     }
-    for (position, lower) in dir.lowers.iter().enumerate() {
+    Ok(listing.fit())
+}
+
+/// Lists what the lowers of a directory hold; `None` if that is more than `limit` names.
+pub(crate) fn list_lowers(
+    stack: &LayerStack,
+    lowers: &[Arc<LowerDir>],
+    limit: usize,
+) -> Result<Option<Listing>> {
+    let mut listing = Listing::default();
+    let mut seen = Seen::new();
+    for (position, lower) in lowers.iter().enumerate() {
         if lower.sealed {
             continue;
         }
@@ -114,11 +133,14 @@ pub(crate) fn list(stack: &LayerStack, dir: &DirView<'_>) -> Result<Listing> {
             fd: fd.as_fd(),
             number: listed(lower.layer),
             hides: Some(lower),
-            more_below: position + 1 < dir.lowers.len(),
+            more_below: position + 1 < lowers.len(),
         };
         add_layer(&mut listing, &mut seen, stack, &layer)?;
+        if listing.len() > limit {
+            return Ok(None);
+        }
     }
-    Ok(listing)
+    Ok(Some(listing.fit()))
 }
 
 struct Layer<'a> {

@@ -10,7 +10,6 @@ use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
-use crate::lookup;
 use crate::ondisk;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::probe::{self, WhiteoutForm};
@@ -33,7 +32,7 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let _names = parent.names.lock();
     still_there(&victim, parent, name)?;
     let dir = tree.upper_fd(parent)?;
-    let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
+    let provided = tree.below_provides(parent, name)?;
     let pin = if victim.inode.on_upper() { Some(tree.pin_upper(&victim.inode)?) } else { None };
     let named = pin.is_some() && has_upper_name(&victim.inode, dir.as_fd(), name)?;
     match (provided, named) {
@@ -142,7 +141,7 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
         return Err(Error::new(Errno::NOTEMPTY));
     }
     let dir = tree.upper_fd(parent)?;
-    let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
+    let provided = tree.below_provides(parent, name)?;
     let pin = if victim.inode.on_upper() {
         Some(Arc::new(sys::open_at(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?))
     } else {

@@ -14,7 +14,6 @@ use crate::create::{check_new_name, remove_dot_wh, set_opaque};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
-use crate::lookup;
 use crate::name::FileName;
 use crate::ondisk::REDIRECT_MAX;
 use crate::remove::{forget_name, has_upper_name, is_last_link, keep_count, put_whiteout, still_there};
@@ -132,7 +131,7 @@ struct Rename<'a> {
 impl Rename<'_> {
     fn replace(&self, source: &Arc<Inode>, target: Option<&Peeked<'_>>) -> Result<()> {
         let (tree, from, to) = (self.tree, self.from, self.to);
-        let leaves_whiteout = lookup::below_provides(&tree.stack, &from.parent.lower_dirs(), from.name)?;
+        let leaves_whiteout = tree.below_provides(from.parent, from.name)?;
         if source.is_dir() {
             self.mark_moved(source, to)?;
         }
@@ -232,7 +231,7 @@ impl Rename<'_> {
             let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::XDEV))?;
             return Ok(sys::xattr::set(fd.as_fd(), &namespace.name("redirect"), &value, 0)?);
         }
-        if lookup::below_provides(&self.tree.stack, &to.parent.lower_dirs(), to.name)? {
+        if self.tree.below_provides(to.parent, to.name)? {
             set_opaque(self.tree, fd.as_fd())?;
         }
         Ok(())

@@ -3,6 +3,8 @@
 //! An upper object is reached by its place: the parent's descriptor and the name. A rename may be under way between
 //! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
 
+mod names;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +21,6 @@ use crate::index::Index;
 use crate::inode::{Data, Inode, Lower, Place, State};
 use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
-use crate::merge::{self, Listing};
 use crate::name::{self, FileName};
 use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
 use crate::request::{Attr, FileKind, NodeId};
@@ -76,6 +77,8 @@ pub(crate) struct Policy {
     pub no_xattrs: bool,
     /// Shown inode numbers have 32 bits.
     pub ino32: bool,
+    /// Names may be remembered: the mount was not told that its layers change.
+    pub(crate) caches_names: bool,
 }
 
 impl Policy {
@@ -103,6 +106,7 @@ impl Policy {
             own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             no_xattrs: options.noxattrs,
             ino32: options.ino32,
+            caches_names: options.timeout > 0.0,
         }
     }
 }
@@ -382,7 +386,8 @@ impl Tree {
         }
         loop {
             let version = parent.version.load(Ordering::Acquire);
-            if self.listings.get(parent.serial, version).is_some_and(|listing| listing.find(name).is_none()) {
+            let listing = self.listings.get(parent.serial, version).filter(|_| self.policy.caches_names);
+            if listing.is_some_and(|listing| listing.find(name).is_none()) {
                 return Err(Error::new(Errno::NOENT));
             }
             let hold = self.hold(parent)?;
@@ -480,18 +485,6 @@ impl Tree {
         dir.state.write().impure = true;
         Ok(())
     }
-
-    /// Returns the merged listing of a directory as it is now.
-    pub(crate) fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
-        let version = dir.version.load(Ordering::Acquire);
-        if let Some(listing) = self.listings.get(dir.serial, version) {
-            return Ok(listing);
-        }
-        let hold = self.hold(dir)?;
-        let listing = Arc::new(hold.with_view(|view| merge::list(&self.stack, view))?);
-        self.listings.put(dir.serial, version, &listing);
-        Ok(listing)
-    }
 }
 
 /// A node whose lookup is taken back when this is dropped.
@@ -525,7 +518,8 @@ impl DirHold<'_> {
     pub(crate) fn with_view<T>(&self, act: impl FnOnce(&DirView<'_>) -> Result<T>) -> Result<T> {
         let hides = |name: &[u8]| self.tree.upper_hides(self.dir, name);
         let upper = self.upper.as_ref().map(AsFd::as_fd);
-        act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides })
+        let below = |name: &[u8]| self.tree.known_below(self.dir, &self.lowers, name);
+        act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides, below: &below })
     }
 
     /// Finds a name.
