@@ -90,3 +90,29 @@ fn all_three_forms_of_whiteouts_are_read() {
         assert_eq!(shown, ["seen"], "{directory}");
     }
 }
+
+#[test]
+fn what_was_an_upper_shows_the_same_as_a_lower() {
+    require!(Fuse, Union);
+    let lower = LayerTree::new().file("d/a", "1").file("f", "data of f").file("e/x", "2");
+    let mut fixture = Fixture::new(&[lower], "");
+    for name in ["new", "new/deep"] {
+        std::fs::create_dir(fixture.at(name)).unwrap();
+    }
+    // In directories that only the upper has: redirects from the root of the layers below.
+    std::fs::rename(fixture.at("d"), fixture.at("new/deep/moved")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(fixture.at("f"), mode).unwrap();
+    std::fs::rename(fixture.at("f"), fixture.at("new/g")).unwrap();
+    let before = e2e::snapshot::Snapshot::take(fixture.mounted.root()).unwrap();
+    fixture.mounted.unmount();
+    let mut layers = fixture.mounted.layers().clone();
+    layers.lowers.insert(0, layers.upper.take().unwrap());
+    layers.work = None;
+    let mut stacked = e2e::mounted::Mounted::new(layers);
+    let mut after = e2e::snapshot::Snapshot::take(stacked.root()).unwrap();
+    after.faults.clear();
+    let lines = before.diff(&after, ("as upper", "as lower"));
+    stacked.unmount();
+    assert!(lines.is_empty(), "{}", lines.join("\n"));
+}

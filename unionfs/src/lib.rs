@@ -12,7 +12,7 @@
 //! Order of files: each uses only files listed below it.
 //!
 //! - 15 `cli`
-//! - 14 `fuse`
+//! - 14 `fuse`, `tools`
 //! - 13 `union`
 //! - 12 `rename`
 //! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `xattr_ops`
@@ -55,6 +55,7 @@ mod rename;
 pub mod request;
 mod stack;
 mod sys;
+pub mod tools;
 mod tree;
 pub mod union;
 mod upper_file;

@@ -211,8 +211,7 @@ fn find_below(
             Probe::Stop => break,
             Probe::Object(stat, ..) if !stat.is_dir() => {
                 if let (None, Some(parent)) = (&found, parent) {
-                    let data =
-                        if more_below { lower_data(stack, lowers, &parent, &target, &stat)? } else { None };
+                    let data = lower_data(stack, lowers, &parent, &target, &stat)?;
                     let lower = LowerPart::File(parent);
                     return Ok(Some(Found { lower, data, ..Found::new(stat, None) }));
                 }
@@ -273,6 +272,9 @@ fn lower_data(
     target: &Target,
     stat: &Stat,
 ) -> Result<Option<LowerName>> {
+    if is_deepest(stack, parent) {
+        return Ok(None);
+    }
     let layer = stack.lower(parent)?;
     let fd = layer.dir_fd(&stack.fds, parent)?;
     match metacopy_target(stack, fd.as_fd(), target.name(), stat)? {
@@ -309,8 +311,11 @@ fn find_data(
             Probe::Missing => {}
             Probe::Object(stat, ..) if stat.kind() == FileKind::Regular => {
                 let fd = stack.lower(&parent)?.dir_fd(&stack.fds, &parent)?;
-                let deeper =
-                    if more_below { metacopy_target(stack, fd.as_fd(), &name, &stat)? } else { None };
+                let deeper = if is_deepest(stack, &parent) {
+                    None
+                } else {
+                    metacopy_target(stack, fd.as_fd(), &name, &stat)?
+                };
                 let Some(deeper) = deeper else {
                     let name = FileName::new(&name)?;
                     drop(fd);
@@ -409,6 +414,12 @@ enum Probe {
     Object(Stat, Option<Arc<LowerDir>>, DirAttrs),
 }
 
+/// Returns whether no layer is below that of `dir`. If there is one, a redirect may lead there from any directory, also
+/// from one that is on this layer alone.
+fn is_deepest(stack: &LayerStack, dir: &LowerDir) -> bool {
+    stack.root_from(dir.layer + 1).is_none()
+}
+
 /// Looks at one name in one lower directory. `more_below` tells whether what it hides matters.
 fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bool) -> Result<Probe> {
     let layer = stack.lower(parent)?;
@@ -427,7 +438,7 @@ fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bo
     if !stat.is_dir() {
         return Ok(Probe::Object(stat, None, DirAttrs::default()));
     }
-    if !more_below || stat.mount_root {
+    if is_deepest(stack, parent) || stat.mount_root {
         let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, false);
         return Ok(Probe::Object(stat, Some(dir), DirAttrs::default()));
     }

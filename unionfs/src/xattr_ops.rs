@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
+use crate::idmap::IdView;
 use crate::inode::{Data, Inode};
 use crate::ondisk::acl::{self, Acl};
 use crate::ondisk::capability;
@@ -34,7 +35,7 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     match value {
         // "No labels here" stops programs that list a directory from asking for each file; "no label" does not.
         Err(error) if name == SELINUX && error.is(Errno::NODATA) => Err(Error::new(Errno::OPNOTSUPP)),
-        value => shown_value(tree, name, value?),
+        value => shown_value((&tree.uids, &tree.gids), name, value?),
     }
 }
 
@@ -42,16 +43,15 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// ENODATA for capabilities that count for a user namespace whose root is not shown: they have no effect here.
-fn shown_value(tree: &Tree, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
+pub(crate) fn shown_value((uids, gids): (&IdView, &IdView), name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
     match name {
         acl::ACCESS | acl::DEFAULT => {
-            let shown = Acl::parse(&value).and_then(|list| {
-                list.map_ids(|uid| Some(tree.uids.named(uid)), |gid| Some(tree.gids.named(gid)))
-            });
+            let shown = Acl::parse(&value)
+                .and_then(|list| list.map_ids(|uid| Some(uids.named(uid)), |gid| Some(gids.named(gid))));
             Ok(shown.map_or(value, |list| list.encode()))
         }
         capability::NAME => {
-            let shown = capability::map_root(&value, |uid| tree.uids.map.to_shown(uid));
+            let shown = capability::map_root(&value, |uid| uids.map.to_shown(uid));
             shown.ok_or(Error::new(Errno::NODATA))
         }
         _ => Ok(value),

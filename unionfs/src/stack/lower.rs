@@ -115,6 +115,11 @@ pub(crate) struct LowerFile {
 }
 
 impl LowerFile {
+    /// Takes what was opened beside a layer, such as an entry of the index, to be read and not changed.
+    pub(crate) fn held(fd: OwnedFd, owners: Owners) -> Self {
+        Self { fd, mount_ids: None, owners }
+    }
+
     /// Returns the attributes.
     pub(crate) fn stat(&self) -> Result<Stat> {
         let stat = sys::stat_fd(self.fd.as_fd())?;
