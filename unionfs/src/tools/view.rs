@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::error::{Errno, Error, Result};
 use crate::idmap::IdView;
 use crate::index;
-use crate::lookup::{self, DirView, LowerPart};
+use crate::lookup::{self, Below, DirView, LowerPart};
 use crate::merge;
 use crate::name::FileName;
 use crate::ondisk::origin;
@@ -87,7 +87,7 @@ impl View {
 
     /// Returns the names in a directory, sorted.
     pub(crate) fn names(&self, parts: &[Arc<LowerDir>]) -> Result<Vec<Vec<u8>>> {
-        let listing = merge::list(&self.stack, &dir_view(parts))?;
+        let listing = merge::list_lowers(&self.stack, parts, usize::MAX)?.unwrap_or_default();
         let mut names: Vec<Vec<u8>> =
             (0..listing.len()).filter_map(|at| listing.get(at)).map(|entry| entry.name.to_vec()).collect();
         names.sort_unstable();
@@ -277,7 +277,7 @@ fn read_full(file: &LowerFile, buffer: &mut [u8], offset: u64) -> Result<usize> 
 }
 
 fn dir_view(parts: &[Arc<LowerDir>]) -> DirView<'_> {
-    DirView { upper: None, lowers: parts, upper_hides: &|_| Ok(false) }
+    DirView { upper: None, lowers: parts, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown }
 }
 
 fn open_index(path: &std::path::Path) -> Result<Option<OwnedFd>> {
