@@ -1,8 +1,7 @@
 //! What the union wrote, kernel overlayfs shows the same; what kernel overlayfs wrote, the union shows the same.
-//! What fuse-overlayfs wrote, the union shows the same; and with owners in records also the reverse.
+//! What fuse-overlayfs wrote, the union shows the same.
 
 mod peers;
-mod records;
 
 use e2e::execute::Session;
 use e2e::flatten::flatten;
