@@ -1,7 +1,8 @@
 //! What the union wrote, kernel overlayfs shows the same; what kernel overlayfs wrote, the union shows the same.
-//! What fuse-overlayfs wrote, the union shows the same.
+//! What fuse-overlayfs wrote, the union shows the same; and with owners in records also the reverse.
 
 mod peers;
+mod records;
 
 use e2e::execute::Session;
 use e2e::flatten::flatten;

@@ -16,10 +16,10 @@ const OPERATIONS: usize = 300;
 
 /// Seeds at which fuse-overlayfs shows what is not in the layers: 57, the data of another file with the same number
 /// (1.10); 137, a lower directory that an opaque one above it hides (2.0.0).
-const THEIR_FAULTS: &[u64] = &[57, 137];
+pub(crate) const THEIR_FAULTS: &[u64] = &[57, 137];
 
 /// Returns the programs of `E2E_PEERS`, or every `fuse-overlayfs` in the search path.
-fn programs() -> Vec<PathBuf> {
+pub(crate) fn programs() -> Vec<PathBuf> {
     if let Some(list) = std::env::var_os("E2E_PEERS") {
         return std::env::split_paths(&list).collect();
     }
@@ -34,7 +34,7 @@ fn programs() -> Vec<PathBuf> {
 /// Takes what both must show alike.
 ///
 /// fuse-overlayfs counts the names that it has met instead of links, and times of directories change in its copy-up.
-fn seen(root: &Path) -> std::io::Result<Snapshot> {
+pub(crate) fn seen(root: &Path) -> std::io::Result<Snapshot> {
     let mut snapshot = Snapshot::take(root)?;
     snapshot.faults.clear();
     snapshot.forget_directory_times();

@@ -98,12 +98,6 @@ fn random_histories_equal_a_plain_directory_without_writeback() {
 }
 
 #[test]
-fn random_histories_equal_a_plain_directory_with_files_copied_in_parts() {
-    require!(Fuse, Union);
-    compare(&Server::ours_with(",copyup=range:4096"), &Server::Plain, 2, Flavour::full(), NONE);
-}
-
-#[test]
 fn random_histories_equal_a_plain_directory_without_any_caching() {
     require!(Fuse, Union);
     compare(&Server::ours_with(",timeout=0"), &Server::Plain, 2, Flavour::full(), NONE);
@@ -113,6 +107,18 @@ fn random_histories_equal_a_plain_directory_without_any_caching() {
 fn random_histories_equal_a_plain_directory_without_device_whiteouts() {
     require!(Fuse, Union);
     compare(&Server::ours_with(",dot_wh_whiteouts"), &Server::Plain, 2, Flavour::full(), NONE);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_with_owners_in_user_attributes() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",xattr_permissions=2"), &Server::Plain, 2, Flavour::full(), NONE);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_with_owners_in_security_attributes() {
+    require!(Fuse, Union, Root);
+    compare(&Server::ours_with(",xattr_permissions=1"), &Server::Plain, 2, Flavour::full(), NONE);
 }
 
 #[test]

@@ -42,6 +42,20 @@ fn changes_of_a_layer_below_a_mount_show_for_sure_with_timeout_0_only() {
 }
 
 #[test]
+fn names_that_appear_in_a_layer_show_for_sure_with_timeout_0() {
+    require!(Fuse, Union);
+    let trees = [LayerTree::new().file("d/a", "1"), LayerTree::new().file("d/b", "2")];
+    let union = Fixture::new(&trees, ",timeout=0");
+    assert_eq!(fs::read_dir(union.at("d")).unwrap().count(), 2);
+    for name in ["d/1", "d/2", "d/3", "d/4"] {
+        assert_eq!(errno(fs::metadata(union.at(name))), libc::ENOENT);
+        fs::write(union.lower(name), "late").unwrap();
+        assert_eq!(fs::read(union.at(name)).unwrap(), b"late");
+    }
+    assert_eq!(fs::read_dir(union.at("d")).unwrap().count(), 6);
+}
+
+#[test]
 fn without_attributes_every_call_about_them_answers_enotsup() {
     require!(Fuse, Union);
     let union = Fixture::new(&[LayerTree::new().file("f", "1").xattr("f", "user.x", "y")], ",noxattrs");
@@ -75,4 +89,30 @@ fn all_three_forms_of_whiteouts_are_read() {
             fs::read_dir(union.at(directory)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(shown, ["seen"], "{directory}");
     }
+}
+
+#[test]
+fn what_was_an_upper_shows_the_same_as_a_lower() {
+    require!(Fuse, Union);
+    let lower = LayerTree::new().file("d/a", "1").file("f", "data of f").file("e/x", "2");
+    let mut fixture = Fixture::new(&[lower], "");
+    for name in ["new", "new/deep"] {
+        std::fs::create_dir(fixture.at(name)).unwrap();
+    }
+    // In directories that only the upper has: redirects from the root of the layers below.
+    std::fs::rename(fixture.at("d"), fixture.at("new/deep/moved")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(fixture.at("f"), mode).unwrap();
+    std::fs::rename(fixture.at("f"), fixture.at("new/g")).unwrap();
+    let before = e2e::snapshot::Snapshot::take(fixture.mounted.root()).unwrap();
+    fixture.mounted.unmount();
+    let mut layers = fixture.mounted.layers().clone();
+    layers.lowers.insert(0, layers.upper.take().unwrap());
+    layers.work = None;
+    let mut stacked = e2e::mounted::Mounted::new(layers);
+    let mut after = e2e::snapshot::Snapshot::take(stacked.root()).unwrap();
+    after.faults.clear();
+    let lines = before.diff(&after, ("as upper", "as lower"));
+    stacked.unmount();
+    assert!(lines.is_empty(), "{}", lines.join("\n"));
 }

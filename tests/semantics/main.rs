@@ -2,12 +2,12 @@
 
 mod attributes;
 mod calls;
-mod durability;
 mod idmapped;
 mod kernel;
 mod layers;
 mod names;
 mod owners;
+mod records;
 mod rights;
 mod upper;
 
@@ -74,7 +74,7 @@ fn mark(path: &Path, name: &str) -> Option<Vec<u8>> {
 #[test]
 fn as_an_ordinary_user_through_fusermount3() {
     require!(Fuse, Union, Root, Tester);
-    for module in ["attributes::", "calls::", "durability::", "layers::", "names::", "upper::"] {
+    for module in ["attributes::", "calls::", "layers::", "names::", "upper::"] {
         run_again(Role::Plain, module);
     }
 }

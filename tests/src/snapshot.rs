@@ -64,6 +64,14 @@ pub struct Node {
     pub same_as: Option<Vec<u8>>,
 }
 
+impl Node {
+    /// Returns whether all is the same but the names that the object has beside this one.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        let alone = |node: &Self| Self { nlink: 0, same_as: None, ..node.clone() };
+        alone(self) == alone(other)
+    }
+}
+
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mode, uid, gid, size, nlink, rdev, mtime, content, xattrs, same_as } = self;
@@ -115,6 +123,29 @@ impl Snapshot {
             node.nlink = 0;
             node.same_as = None;
         }
+    }
+
+    /// Forgets an extended attribute of every object, which not every program hides.
+    pub fn forget_xattr(&mut self, name: &[u8]) {
+        self.nodes.values_mut().for_each(|node| drop(node.xattrs.remove(name)));
+    }
+
+    /// Makes what an archive without pax headers does not hold equal: times and extended attributes.
+    pub fn forget_times_and_xattrs(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.mtime = Moment::Recent;
+            node.xattrs.clear();
+        }
+    }
+
+    /// Forgets the objects whose path `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&[u8]) -> bool) {
+        self.nodes.retain(|path, _| keep(path));
+    }
+
+    /// Returns all paths, sorted.
+    pub fn paths(&self) -> impl Iterator<Item = &[u8]> {
+        self.nodes.keys().map(Vec::as_slice)
     }
 
     /// Returns what is seen under a path.

@@ -41,7 +41,6 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
         Some(_) => Need::Data,
     };
     copy_up::ensure_upper(tree, inode, need)?;
-    keep_marks_removable(tree, inode, change)?;
     if let Some(size) = change.size {
         file_io::truncate(tree, inode, size, change.kill_suidgid)?;
     }
@@ -56,9 +55,6 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     if inode.kind == FileKind::Symlink && change.mode.is_some() {
         return Err(Error::new(Errno::OPNOTSUPP));
     }
-    // The background puts times back as they were before it copied.
-    let parts = tree.parts(inode);
-    let _still = parts.as_ref().map(|parts| parts.hold_still());
     let apply = |object: Object<'_>| apply(tree, object, owner, change);
     let stat = match by_name(tree, inode, &apply) {
         Some(stat) => stat?,
@@ -69,15 +65,6 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     let shown_otherwise = inode.is_metacopy() || inode.state.read().index.is_some();
     let stat = if shown_otherwise { tree.stat(inode)? } else { stat };
     Ok(tree.attr(inode, &stat))
-}
-
-/// Finishes a file before its mode forbids that to an ordinary user.
-fn keep_marks_removable(tree: &Tree, inode: &Inode, change: &SetAttr) -> Result<()> {
-    if tree.stack.upper()?.features.chown || change.mode.is_none_or(|mode| mode & 0o200 != 0) {
-        return Ok(());
-    }
-    let ino = inode.state.read().upper;
-    ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))
 }
 
 /// How an upper object is named to the calls that change it.
@@ -108,6 +95,12 @@ fn by_name(tree: &Tree, inode: &Inode, act: &dyn Fn(Object<'_>) -> Result<Stat>)
 }
 
 fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr) -> Result<Stat> {
+    if !tree.stack.upper_owners().are_inodes() {
+        return match object {
+            Object::Open(fd) => apply_recorded(tree, fd, owner, change),
+            Object::Name(dir, name) => apply_recorded(tree, sys::pin_at(dir, name)?.as_fd(), owner, change),
+        };
+    }
     if let Some((uid, gid)) = owner {
         let done = match object {
             Object::Open(fd) => rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
@@ -130,6 +123,21 @@ fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr
         Object::Open(fd) => sys::stat_fd(fd)?,
         Object::Name(dir, name) => sys::stat_at(dir, name)?,
     })
+}
+
+/// Changes an object of a layer that keeps owners and modes in records.
+fn apply_recorded(tree: &Tree, fd: BorrowedFd<'_>, owner: Option<Owner>, change: &SetAttr) -> Result<Stat> {
+    let owners = tree.stack.upper_owners();
+    if let Some((uid, gid)) = owner {
+        owners.set_owner(fd, uid, gid)?;
+    }
+    if let Some(mode) = change.mode {
+        owners.set_mode(fd, mode)?;
+    }
+    if change.atime.is_some() || change.mtime.is_some() {
+        set_times(Object::Open(fd), change)?;
+    }
+    Ok(owners.stat_fd(fd)?)
 }
 
 type Owner = (Option<Uid>, Option<Gid>);
@@ -186,14 +194,4 @@ pub(crate) fn statfs(tree: &Tree) -> Result<StatFs> {
         namelen: small(totals.f_namemax).min(u32::try_from(namelen).unwrap_or(u32::MAX)),
         frsize: small(totals.f_frsize),
     })
-}
-
-/// Returns the mode without the set-id bits that an unprivileged change of the data takes away.
-pub(crate) fn without_set_id(stat: &Stat) -> Option<u32> {
-    let mode = stat.mode & 0o7777;
-    let mut kept = mode & !libc::S_ISUID;
-    if mode & libc::S_IXGRP != 0 {
-        kept &= !libc::S_ISGID;
-    }
-    (kept != mode).then_some(kept)
 }

@@ -3,6 +3,11 @@
 //! The calling convention is that of fuse-overlayfs, which is that of libfuse: flags may follow positional
 //! arguments, a value may stick to `-o`, and the last positional argument is the mount point. Environment, limits
 //! and arguments are read here and nowhere below.
+//!
+//! A command beside mounting is named by the first argument. A source for mount(8) that has such a name is told apart:
+//! mount(8) puts the mount point next, and the layers after it.
+
+mod tools;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -40,8 +45,16 @@ Mounts the union of directories: U on top, which takes all changes, then A, then
   -h, --help             show this text
   -V, --version          show the version
 
+Commands that mount nothing, each with --help: diff, apply.
+
 Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the process with SIGTERM.
 ";
+
+/// What runs a command, given what follows its name.
+type Run = fn(&[OsString]) -> Result<ExitCode, Failure>;
+
+/// The commands beside mounting.
+const COMMANDS: [(&str, Run); 2] = [("apply", tools::apply), ("diff", tools::diff)];
 
 /// What was typed.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,11 +79,10 @@ type Failure = Box<dyn std::error::Error>;
 /// Runs the command with the arguments of this process.
 pub fn main() -> ExitCode {
     let inherited = Inherited::at_start();
-    let done = match parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => print(USAGE.as_bytes()),
-        Ok(Command::Version) => print(version().as_bytes()),
-        Ok(Command::Mount(typed)) => start(typed, inherited),
-        Err(error) => Err(error),
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let done = match (beside_mounting(&arguments), arguments.split_first()) {
+        (Some(run), Some((_, rest))) => run(rest),
+        _ => mount_or_tell(arguments, inherited),
     };
     done.unwrap_or_else(|error| {
         complain(&error);
@@ -78,7 +90,28 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Reads the arguments.
+fn mount_or_tell(arguments: Vec<OsString>, inherited: Inherited) -> Result<ExitCode, Failure> {
+    match parse(arguments)? {
+        Command::Help => print(USAGE.as_bytes()),
+        Command::Version => print(version().as_bytes()),
+        Command::Mount(typed) => start(typed, inherited),
+    }
+}
+
+/// Returns the command that the first argument names, unless this is how mount(8) asks for a mount whose source has that
+/// name: SOURCE MOUNTPOINT -o OPTIONS, with layers among them.
+fn beside_mounting(arguments: &[OsString]) -> Option<Run> {
+    let (name, rest) = arguments.split_first()?;
+    let (_, run) = COMMANDS.iter().find(|(known, _)| name == known)?;
+    let word_next = rest.first().is_some_and(|next| !next.as_bytes().starts_with(b"-"));
+    let has_layers = |argument: &OsString| {
+        argument.as_bytes().split(|&byte| byte == b',').any(|word| word.starts_with(b"lowerdir="))
+    };
+    let is_mount = word_next && rest.iter().skip(1).any(has_layers);
+    (!is_mount).then_some(*run)
+}
+
+/// Reads the arguments of a mount.
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
     let mut arguments = arguments.into_iter();
     let mut typed = Typed::default();
@@ -304,6 +337,22 @@ mod tests {
             "-s -n -t fuse.unionfs -o lowerdir=/a -oro x /m",
         ] {
             assert_eq!(typed(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_the_first_word_unless_it_is_the_source_of_a_mount() {
+        for (line, want) in [
+            ("diff -o lowerdir=/a,upperdir=/u", true),
+            ("apply layer.tar dir", true),
+            ("apply -o format=oci - dir", true),
+            ("diff", true),
+            ("diff /m -o rw,lowerdir=/a", false),
+            ("-o lowerdir=/a diff", false),
+            ("./diff -o lowerdir=/a", false),
+        ] {
+            let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(beside_mounting(&arguments).is_some(), want, "{line}");
         }
     }
 

@@ -3,6 +3,8 @@
 //! An object is made in its place if that makes it right in one step; else it is built in the workdir and published
 //! by one rename: over a whiteout, or when it must belong to somebody else than this process.
 
+mod recorded;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +16,7 @@ use crate::error::{Errno, Error, Result};
 use crate::handles::FileHandle;
 use crate::inode::{Data, Inode, State, UpperFile};
 use crate::inode_table::ObjectKey;
-use crate::lookup::{self, Found};
+use crate::lookup::Found;
 use crate::name::{self, FileName};
 use crate::ondisk::{self, NameClass, acl};
 use crate::request::{Caller, Entry, FileKind, NodeId, Opened};
@@ -130,7 +132,8 @@ impl Target<'_> {
         let covered = covered(self.tree, self.parent, self.fd.as_fd(), self.name)?;
         let inherits = has_default_acl(self.tree, self.parent)?;
         let mode = if inherits { new.mode() } else { new.mode() & !self.caller.umask };
-        if covered == Covered::No && self.owner_is_ours() {
+        let in_place = self.owner_is_ours() && self.tree.stack.upper_owners().are_inodes();
+        if covered == Covered::No && in_place {
             match make_at(self.fd.as_fd(), self.name, new, mode) {
                 Ok(fd) => return self.finish(self.fd.as_fd(), self.name, fd, new, mode, inherits),
                 Err(Errno::EXIST) if self.is_stray_whiteout() => {}
@@ -182,8 +185,12 @@ impl Target<'_> {
             let mode = Mode::RWXU | Mode::SGID;
             rustix::fs::chmodat(CWD, sys::proc_path(nest.as_fd()), mode, AtFlags::empty())?;
         }
-        let made = make_at(nest.as_fd(), self.name, new, mode)?;
-        let (stat, fd) = self.finish(nest.as_fd(), self.name, made, new, mode, inherits)?;
+        let (stat, fd) = if upper.owners.are_inodes() {
+            let made = make_at(nest.as_fd(), self.name, new, mode)?;
+            self.finish(nest.as_fd(), self.name, made, new, mode, inherits)?
+        } else {
+            self.make_recorded(nest.as_fd(), new, mode, inherits)?
+        };
         if stat.is_dir() && covered != Covered::No {
             let dir = sys::pin_at(nest.as_fd(), self.name)?;
             set_opaque(self.tree, dir.as_fd())?;
@@ -260,6 +267,23 @@ impl Target<'_> {
         Ok((sys::stat_at(dir, name)?, fd))
     }
 
+    /// Gives a file without a name its owner and mode.
+    fn own_unnamed(&self, fd: &OwnedFd, mode: u32, inherits: bool) -> Result<()> {
+        let (uid, gid) = self.wanted_owner();
+        let stat = sys::stat_fd(fd.as_fd())?;
+        let uid = uid.filter(|&uid| uid != stat.uid).map(Uid::from_raw);
+        // A set-gid directory gives its group, as the file system did.
+        let inherits_group = sys::stat_fd(self.fd.as_fd())?.mode & libc::S_ISGID != 0;
+        let gid = gid.filter(|&gid| gid != stat.gid && !inherits_group).map(Gid::from_raw);
+        if uid.is_some() || gid.is_some() {
+            self.tree.policy.owner_stored(rustix::fs::fchown(fd, uid, gid))?;
+        }
+        if !inherits {
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
+        }
+        Ok(())
+    }
+
     /// Makes the node of what was made.
     fn enter(&self, stat: Stat, fresh_dir: bool) -> Result<(Arc<Inode>, Stat)> {
         self.tree.table.touch(self.parent);
@@ -311,9 +335,7 @@ fn covered(tree: &Tree, parent: &Inode, upper: BorrowedFd<'_>, name: &[u8]) -> R
         Ok(stat) if stat.is_whiteout() => Ok(Covered::CharWhiteout),
         Ok(_) => Err(Error::new(Errno::EXIST)),
         Err(Errno::NOENT) if tree.upper_hides(parent, name)? => Ok(Covered::DotWh),
-        Err(Errno::NOENT) if lookup::below_provides(&tree.stack, &lowers, name)? => {
-            Err(Error::new(Errno::EXIST))
-        }
+        Err(Errno::NOENT) if tree.below_provides(parent, name)? => Err(Error::new(Errno::EXIST)),
         Err(Errno::NOENT) => Ok(Covered::No),
         Err(errno) => Err(errno.into()),
     }
@@ -370,7 +392,8 @@ pub(crate) fn create_open(
 fn serve(tree: &Tree, inode: &Arc<Inode>, fd: OwnedFd, stat: &Stat) -> Opened {
     let mut data = inode.data.write();
     inode.opens.fetch_add(1, Ordering::Relaxed);
-    *data = Some(Data::Upper(UpperFile::new(Arc::new(fd), true, stat.mode)));
+    let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+    *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
     drop(data);
     Opened { fh: tree.files.insert(FileHandle { inode: Arc::clone(inode) }), keep_cache: true }
 }
@@ -391,19 +414,13 @@ pub(crate) fn tmpfile(
     let inherits = has_default_acl(tree, parent)?;
     let mode = if inherits { mode & 0o7777 } else { mode & 0o7777 & !caller.umask };
     let fd = sys::open_at(dir.fd.as_fd(), b".", flags, mode)?;
-    let (uid, gid) = dir.wanted_owner();
-    let stat = sys::stat_fd(fd.as_fd())?;
-    let uid = uid.filter(|&uid| uid != stat.uid).map(Uid::from_raw);
-    // A set-gid directory gives its group, as the file system did.
-    let inherits_group = sys::stat_fd(dir.fd.as_fd())?.mode & libc::S_ISGID != 0;
-    let gid = gid.filter(|&gid| gid != stat.gid && !inherits_group).map(Gid::from_raw);
-    if uid.is_some() || gid.is_some() {
-        tree.policy.owner_stored(rustix::fs::fchown(&fd, uid, gid))?;
+    let owners = tree.stack.upper_owners();
+    if owners.are_inodes() {
+        dir.own_unnamed(&fd, mode, inherits)?;
+    } else {
+        owners.record(fd.as_fd(), &dir.new_record(New::File { mode }, mode, inherits)?)?;
     }
-    if !inherits {
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-    }
-    let stat = sys::stat_fd(fd.as_fd())?;
+    let stat = owners.stat_fd(fd.as_fd())?;
     let state = State {
         upper: Some(stat.ino),
         pinned: Some(Arc::new(fd.try_clone()?)),
@@ -426,7 +443,7 @@ pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[
     if node.is_dir() || node.id == NodeId::ROOT {
         return Err(Error::new(Errno::PERM));
     }
-    copy_up::ensure_upper(tree, node, Need::Safe)?;
+    copy_up::ensure_upper(tree, node, Need::Data)?;
     copy_up::ensure_upper(tree, parent, Need::Data)?;
     let _names = parent.names.lock();
     if parent.state.read().unlinked {

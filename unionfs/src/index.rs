@@ -11,6 +11,7 @@ use crate::error::{Errno, Error, Result};
 use crate::ondisk::{Namespace, origin};
 use crate::stack::LayerStack;
 use crate::stack::lower::LowerDir;
+use crate::stack::owners::Owners;
 use crate::sys::{self, Stat};
 
 /// Name of the index in the workdir.
@@ -21,6 +22,7 @@ const INDEX: &[u8] = b"index";
 pub(crate) struct Index {
     dir: OwnedFd,
     namespace: Namespace,
+    owners: Owners,
 }
 
 impl Index {
@@ -38,7 +40,7 @@ impl Index {
         }
         let dir = sys::open_at(base, INDEX, OFlags::PATH | OFlags::DIRECTORY, 0)
             .map_err(|e| Error::new(e).during("open in the workdir the directory", INDEX))?;
-        Ok(Some(Self { dir, namespace }))
+        Ok(Some(Self { dir, namespace, owners: upper.owners }))
     }
 
     /// Returns the directory of entries.
@@ -48,7 +50,7 @@ impl Index {
 
     /// Returns the upper inode that stands for the lower inode of `record`.
     pub(crate) fn find(&self, record: &[u8]) -> Result<Option<Stat>> {
-        match sys::stat_at(self.fd(), &origin::index_name(record)) {
+        match self.owners.stat_at(self.fd(), &origin::index_name(record)) {
             Ok(stat) if !stat.is_whiteout() && !stat.is_dir() => Ok(Some(stat)),
             Ok(_) | Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),

@@ -12,16 +12,16 @@
 //! Order of files: each uses only files listed below it.
 //!
 //! - 15 `cli`
-//! - 14 `fuse`
+//! - 14 `fuse`, `tools`
 //! - 13 `union`
 //! - 12 `rename`
 //! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `xattr_ops`
 //! - 10 `copy_up`, `links`
 //! - 9 `upper_file`
 //! - 8 `tree` (knows `identity`), `identity` (knows `tree`)
-//! - 7 `dir_cache`, `handles`, `idle_files`, `index`, `inode_table`, `unfinished`
+//! - 7 `dir_cache`, `handles`, `idle_files`, `index`, `inode_table`
 //! - 6 `inode`, `merge`
-//! - 5 `lookup`, `parts`
+//! - 5 `lookup`
 //! - 4 `stack`
 //! - 3 `options`, `ondisk`
 //! - 2 `idmap`, `sys`
@@ -50,14 +50,13 @@ mod merge;
 mod name;
 pub mod ondisk;
 pub mod options;
-mod parts;
 mod remove;
 mod rename;
 pub mod request;
 mod stack;
 mod sys;
+pub mod tools;
 mod tree;
-mod unfinished;
 pub mod union;
 mod upper_file;
 mod xattr_ops;

@@ -15,7 +15,6 @@ use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{LowerDir, LowerName};
 use crate::stack::marks::{self, DirAttrs, FileMarks};
-use crate::stack::settle::{self, Settled};
 use crate::sys::{self, Stat};
 
 /// A directory of the union to look a name up in.
@@ -26,6 +25,33 @@ pub(crate) struct DirView<'a> {
     pub lowers: &'a [Arc<LowerDir>],
     /// Tells whether the upper holds `.wh.NAME`; asked only if the directory has lowers.
     pub upper_hides: &'a dyn Fn(&[u8]) -> Result<bool>,
+    /// Tells what is known of a name on the lowers without looking.
+    pub below: &'a dyn Fn(&[u8]) -> Below,
+}
+
+/// What is known of a name on the lowers of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Nothing.
+    Unknown,
+    /// They provide none of that name.
+    Absent,
+    /// This layer is the topmost that has it.
+    From(usize),
+}
+
+impl Below {
+    /// Returns those of `lowers` where the name may be.
+    pub(crate) fn of(self, lowers: &[Arc<LowerDir>]) -> &[Arc<LowerDir>] {
+        match self {
+            Self::Unknown => lowers,
+            Self::Absent => &[],
+            Self::From(layer) => {
+                let above = lowers.iter().take_while(|dir| dir.layer < layer).count();
+                lowers.get(above..).unwrap_or_default()
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for DirView<'_> {
@@ -97,10 +123,19 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
     let mut target = Target::Name(name.to_vec());
     let mut on_upper = None;
     if let Some(upper) = dir.upper {
-        match sys::stat_at(upper, name) {
+        match stack.upper_owners().stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if !stat.is_dir() => {
-                return upper_file(stack, (upper, name), dir.lowers, stat).map(Some);
+                let mut found = Found::new(stat, Some(None));
+                found.marks = marks::read_file_marks(upper, name, stack.namespace, stack.follow)?;
+                if found.marks.metacopy {
+                    let redirect = found.marks.redirect.take();
+                    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, target);
+                    // A file whose data is nowhere cannot be shown with content that it never had.
+                    let data = find_data(stack, dir.lowers, target, 0)?;
+                    found.data = Some(data.ok_or(Error::new(Errno::IO))?);
+                }
+                return Ok(Some(found));
             }
             Ok(stat) => {
                 let fd = sys::open_at(upper, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
@@ -121,48 +156,11 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
             Err(errno) => return Err(errno.into()),
         }
     }
-    find_below(stack, dir.lowers, target, on_upper)
-}
-
-/// Finds out about a file that the upper has: whole, or with its data on a lower.
-fn upper_file(
-    stack: &LayerStack,
-    (dir, name): (BorrowedFd<'_>, &[u8]),
-    lowers: &[Arc<LowerDir>],
-    stat: Stat,
-) -> Result<Found> {
-    let mut found = Found::new(stat, Some(None));
-    found.marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
-    let upper = stack.upper()?;
-    if let (true, Some(mark)) = (found.marks.metacopy, &found.marks.unfinished) {
-        // Of our own ones we know what is where, and finish them.
-        if settle::is_own(mark, upper.writer) {
-            return Ok(found);
-        }
-        if !upper.lease.is_held() {
-            settle::wait_for_finisher(upper.root_fd());
-            found.stat = sys::stat_at(dir, name)?;
-            found.marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
-        }
-    }
-    if !found.marks.metacopy {
-        return Ok(found);
-    }
-    let redirect = found.marks.redirect.take();
-    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()));
-    // A file whose data is nowhere cannot be shown with content that it never had.
-    let data = find_data(stack, lowers, target, 0)?.ok_or(Error::new(Errno::IO))?;
-    if let Some(mark) = &found.marks.unfinished {
-        let lower = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?;
-        let whole = settle::is_whole(mark, upper.writer);
-        let settled = settle::settle(dir, name, (stack.namespace, upper.durability), whole, &lower)?;
-        found.stat = sys::stat_at(dir, name)?;
-        if settled == Settled::Whole {
-            return Ok(found);
-        }
-    }
-    found.data = Some(data);
-    Ok(found)
+    let lowers = match &target {
+        Target::Name(name) if !dir.lowers.is_empty() => (dir.below)(name).of(dir.lowers),
+        _ => dir.lowers,
+    };
+    find_below(stack, lowers, target, on_upper)
 }
 
 /// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
@@ -170,7 +168,7 @@ pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name:
     if lowers.is_empty() {
         return Ok(false);
     }
-    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
+    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown };
     Ok(find(stack, &view, name)?.is_some())
 }
 
@@ -213,11 +211,7 @@ fn find_below(
             Probe::Stop => break,
             Probe::Object(stat, ..) if !stat.is_dir() => {
                 if let (None, Some(parent)) = (&found, parent) {
-                    let (data, stat) = if more_below {
-                        lower_data(stack, lowers, &parent, &target, stat)?
-                    } else {
-                        (None, stat)
-                    };
+                    let data = lower_data(stack, lowers, &parent, &target, &stat)?;
                     let lower = LowerPart::File(parent);
                     return Ok(Some(Found { lower, data, ..Found::new(stat, None) }));
                 }
@@ -247,72 +241,46 @@ fn find_below(
     Ok(found)
 }
 
-/// What a file on a lower says about where its data is.
-enum Whereabouts {
-    /// In itself.
-    Here,
-    /// Below; it holds only attributes (metacopy).
-    Below(Target),
-    /// Below, because a server left it unfinished: its size says nothing.
-    BelowAsBefore(Target),
-}
-
-fn whereabouts(
+/// Returns where the data of a file is that holds only attributes (metacopy); `None` for a whole file.
+fn metacopy_target(
     stack: &LayerStack,
-    parent: &LowerDir,
     dir: BorrowedFd<'_>,
     name: &[u8],
     stat: &Stat,
-) -> Result<Whereabouts> {
+) -> Result<Option<Target>> {
     if stat.kind() != FileKind::Regular || stat.size == 0 {
-        return Ok(Whereabouts::Here);
+        return Ok(None);
     }
-    if !has_mark(sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")))? {
-        return Ok(Whereabouts::Here);
+    match sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")) {
+        Ok(_) => {}
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
     }
-    let mut marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
-    let layer = stack.lower(parent)?;
-    if marks.metacopy && marks.unfinished.is_some() {
-        // The mount that had this layer as its upper may have gone a moment ago.
-        layer.wait_for_finisher();
-        marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
-    }
-    let unfinished = marks.unfinished.as_deref();
-    if !marks.metacopy || unfinished.is_some_and(|mark| settle::is_whole(mark, layer.reader())) {
-        return Ok(Whereabouts::Here);
-    }
-    let attrs = DirAttrs { redirect: marks.redirect, ..DirAttrs::default() };
-    let target = redirected(attrs, Target::Name(name.to_vec()));
-    Ok(if unfinished.is_some() { Whereabouts::BelowAsBefore(target) } else { Whereabouts::Below(target) })
+    let redirect = match sys::xattr::get_at(dir, name, &stack.namespace.name("redirect")) {
+        Ok(value) => Some(marks::parse_redirect(&value, stack.follow)?),
+        Err(Errno::NODATA) => None,
+        Err(errno) => return Err(errno.into()),
+    };
+    Ok(Some(redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()))))
 }
 
-/// Judges an attribute that is asked for because it may be a mark.
-fn has_mark(value: std::result::Result<Vec<u8>, Errno>) -> Result<bool> {
-    match value {
-        Ok(_) => Ok(true),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(false),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Returns where the data of a file on a lower is, if it holds only attributes, and the attributes to show.
+/// Returns where the data of a file on a lower is, if it holds only attributes.
 fn lower_data(
     stack: &LayerStack,
     lowers: &[Arc<LowerDir>],
     parent: &LowerDir,
     target: &Target,
-    mut stat: Stat,
-) -> Result<(Option<LowerName>, Stat)> {
+    stat: &Stat,
+) -> Result<Option<LowerName>> {
+    if is_deepest(stack, parent) {
+        return Ok(None);
+    }
     let layer = stack.lower(parent)?;
     let fd = layer.dir_fd(&stack.fds, parent)?;
-    let below = |next| find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO));
-    match whereabouts(stack, parent, fd.as_fd(), target.name(), &stat)? {
-        Whereabouts::Here => Ok((None, stat)),
-        Whereabouts::Below(next) => Ok((Some(below(next)?), stat)),
-        Whereabouts::BelowAsBefore(next) => {
-            let data = below(next)?;
-            stat.size = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?.size;
-            Ok((Some(data), stat))
+    match metacopy_target(stack, fd.as_fd(), target.name(), stat)? {
+        None => Ok(None),
+        Some(next) => {
+            find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO)).map(Some)
         }
     }
 }
@@ -343,18 +311,17 @@ fn find_data(
             Probe::Missing => {}
             Probe::Object(stat, ..) if stat.kind() == FileKind::Regular => {
                 let fd = stack.lower(&parent)?.dir_fd(&stack.fds, &parent)?;
-                let deeper = if more_below {
-                    whereabouts(stack, &parent, fd.as_fd(), &name, &stat)?
+                let deeper = if is_deepest(stack, &parent) {
+                    None
                 } else {
-                    Whereabouts::Here
+                    metacopy_target(stack, fd.as_fd(), &name, &stat)?
                 };
-                drop(fd);
-                match deeper {
-                    Whereabouts::Here => {
-                        return Ok(Some(LowerName { dir: Arc::clone(&parent), name: FileName::new(&name)? }));
-                    }
-                    Whereabouts::Below(deeper) | Whereabouts::BelowAsBefore(deeper) => target = deeper,
-                }
+                let Some(deeper) = deeper else {
+                    let name = FileName::new(&name)?;
+                    drop(fd);
+                    return Ok(Some(LowerName { dir: parent, name }));
+                };
+                target = deeper;
             }
             Probe::Stop | Probe::Object(..) => break,
         }
@@ -447,6 +414,12 @@ enum Probe {
     Object(Stat, Option<Arc<LowerDir>>, DirAttrs),
 }
 
+/// Returns whether no layer is below that of `dir`. If there is one, a redirect may lead there from any directory, also
+/// from one that is on this layer alone.
+fn is_deepest(stack: &LayerStack, dir: &LowerDir) -> bool {
+    stack.root_from(dir.layer + 1).is_none()
+}
+
 /// Looks at one name in one lower directory. `more_below` tells whether what it hides matters.
 fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bool) -> Result<Probe> {
     let layer = stack.lower(parent)?;
@@ -465,7 +438,7 @@ fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bo
     if !stat.is_dir() {
         return Ok(Probe::Object(stat, None, DirAttrs::default()));
     }
-    if !more_below || stat.mount_root {
+    if is_deepest(stack, parent) || stat.mount_root {
         let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, false);
         return Ok(Probe::Object(stat, Some(dir), DirAttrs::default()));
     }
@@ -484,5 +457,5 @@ fn is_xattr_whiteout(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &
         return Ok(false);
     }
     let file = stack.lower(parent)?.pin(&stack.fds, parent, name)?;
-    Ok(file.xattr(&stack.namespace.name("whiteout")).is_ok())
+    Ok(file.mark(&stack.namespace.name("whiteout")).is_ok())
 }

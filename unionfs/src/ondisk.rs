@@ -4,7 +4,7 @@
 pub mod acl;
 pub mod capability;
 pub mod origin;
-pub mod unfinished;
+pub mod record;
 
 /// Prefix of a name that hides the rest of the name in the layers below (OCI image layers, AUFS).
 pub const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -41,7 +41,9 @@ impl Namespace {
 
 const TRUSTED_OVERLAY: &[u8] = b"trusted.overlay.";
 const USER_OVERLAY: &[u8] = b"user.overlay.";
+const OVERLAY_PREFIXES: [&[u8]; 2] = [TRUSTED_OVERLAY, USER_OVERLAY];
 const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.";
+const SECURITY_FUSE_OVERLAYFS: &[u8] = b"security.fuseoverlayfs.";
 /// What one level of nesting adds to a mark that a user sets through the mount.
 const ESCAPE: &[u8] = b"overlay.";
 
@@ -82,13 +84,13 @@ pub fn whiteout_name(name: &[u8]) -> Vec<u8> {
 /// Returns whether the attribute is a mark of a union and so is neither shown nor copied up.
 pub fn is_private_xattr(name: &[u8]) -> bool {
     let overlay = name.strip_prefix(TRUSTED_OVERLAY).or_else(|| name.strip_prefix(USER_OVERLAY));
-    overlay.is_some_and(|rest| !rest.starts_with(ESCAPE)) || name.starts_with(FUSE_OVERLAYFS)
+    overlay.is_some_and(|rest| !rest.starts_with(ESCAPE)) || is_fuse_overlayfs(name)
 }
 
 /// Returns under which name an attribute that a user names is stored: marks of an overlay that is mounted inside
 /// this one get one more `overlay.`, as in the kernel.
 pub fn escape_xattr(name: &[u8]) -> Vec<u8> {
-    for prefix in [TRUSTED_OVERLAY, USER_OVERLAY] {
+    for prefix in OVERLAY_PREFIXES {
         if let Some(rest) = name.strip_prefix(prefix) {
             return [prefix, ESCAPE, rest].concat();
         }
@@ -98,12 +100,16 @@ pub fn escape_xattr(name: &[u8]) -> Vec<u8> {
 
 /// Returns the name to show for a stored attribute, or `None` if it is private.
 pub fn unescape_xattr(name: &[u8]) -> Option<Vec<u8>> {
-    for prefix in [TRUSTED_OVERLAY, USER_OVERLAY] {
+    for prefix in OVERLAY_PREFIXES {
         if let Some(rest) = name.strip_prefix(prefix) {
             return rest.strip_prefix(ESCAPE).map(|inner| [prefix, inner].concat());
         }
     }
-    (!name.starts_with(FUSE_OVERLAYFS)).then(|| name.to_vec())
+    (!is_fuse_overlayfs(name)).then(|| name.to_vec())
+}
+
+fn is_fuse_overlayfs(name: &[u8]) -> bool {
+    name.starts_with(FUSE_OVERLAYFS) || name.starts_with(SECURITY_FUSE_OVERLAYFS)
 }
 
 /// Where a directory with a redirect goes on in the layers below.

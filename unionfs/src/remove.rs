@@ -10,7 +10,6 @@ use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
-use crate::lookup;
 use crate::ondisk;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::probe::{self, WhiteoutForm};
@@ -33,7 +32,7 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let _names = parent.names.lock();
     still_there(&victim, parent, name)?;
     let dir = tree.upper_fd(parent)?;
-    let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
+    let provided = tree.below_provides(parent, name)?;
     let pin = if victim.inode.on_upper() { Some(tree.pin_upper(&victim.inode)?) } else { None };
     let named = pin.is_some() && has_upper_name(&victim.inode, dir.as_fd(), name)?;
     match (provided, named) {
@@ -96,8 +95,7 @@ fn replace_by_whiteout(
         WhiteoutForm::CharDevice => {
             let temp = upper.workdir.temp();
             probe::make_whiteout(upper.workdir.fd(), temp.name())?;
-            temp.publish(dir, name, RenameFlags::empty())?;
-            tree.sync_names(dir)
+            temp.publish(dir, name, RenameFlags::empty())
         }
         WhiteoutForm::DotWh => {
             put_whiteout(tree, upper, parent, dir, name)?;
@@ -115,14 +113,14 @@ pub(crate) fn put_whiteout(
     name: &[u8],
 ) -> Result<()> {
     match upper.features.whiteouts {
-        WhiteoutForm::CharDevice => probe::make_whiteout(dir, name)?,
+        WhiteoutForm::CharDevice => Ok(probe::make_whiteout(dir, name)?),
         WhiteoutForm::DotWh => {
             let flags = OFlags::WRONLY | OFlags::CREATE;
             sys::open_at(dir, &ondisk::whiteout_name(name), flags, 0o600)?;
             tree.note_upper_whiteout(parent, name, true);
+            Ok(())
         }
     }
-    tree.sync_names(dir)
 }
 
 /// Removes an empty directory. Empty is judged on the merged view.
@@ -143,7 +141,7 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
         return Err(Error::new(Errno::NOTEMPTY));
     }
     let dir = tree.upper_fd(parent)?;
-    let provided = lookup::below_provides(&tree.stack, &parent.lower_dirs(), name)?;
+    let provided = tree.below_provides(parent, name)?;
     let pin = if victim.inode.on_upper() {
         Some(Arc::new(sys::open_at(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?))
     } else {
@@ -156,7 +154,6 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
             let temp = upper.workdir.temp();
             probe::make_whiteout(upper.workdir.fd(), temp.name())?;
             temp.publish(dir.as_fd(), name, RenameFlags::EXCHANGE)?;
-            tree.sync_names(dir.as_fd())?;
         }
         (true, true) => {
             put_whiteout(tree, upper, parent, dir.as_fd(), name)?;

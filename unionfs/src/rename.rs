@@ -7,14 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 use crate::copy_up::{self, Need};
 use crate::create::{check_new_name, remove_dot_wh, set_opaque};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
-use crate::lookup;
 use crate::name::FileName;
 use crate::ondisk::REDIRECT_MAX;
 use crate::remove::{forget_name, has_upper_name, is_last_link, keep_count, put_whiteout, still_there};
@@ -48,12 +47,12 @@ pub(crate) fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) 
     if !check(tree, &source, target.as_ref(), mode)? {
         return Ok(());
     }
-    copy_up::ensure_upper(tree, &source.inode, Need::Safe)?;
+    copy_up::ensure_upper(tree, &source.inode, Need::Data)?;
     // Not implied: an object with several names is on the upper by any of them.
     copy_up::ensure_upper(tree, from.parent, Need::Data)?;
     copy_up::ensure_upper(tree, to.parent, Need::Data)?;
     if let (Some(target), RenameMode::Exchange) = (&target, mode) {
-        copy_up::ensure_upper(tree, &target.inode, Need::Safe)?;
+        copy_up::ensure_upper(tree, &target.inode, Need::Data)?;
     }
     if let (Some(target), RenameMode::Replace) = (&target, mode) {
         keep_count(tree, target)?;
@@ -132,7 +131,7 @@ struct Rename<'a> {
 impl Rename<'_> {
     fn replace(&self, source: &Arc<Inode>, target: Option<&Peeked<'_>>) -> Result<()> {
         let (tree, from, to) = (self.tree, self.from, self.to);
-        let leaves_whiteout = lookup::below_provides(&tree.stack, &from.parent.lower_dirs(), from.name)?;
+        let leaves_whiteout = tree.below_provides(from.parent, from.name)?;
         if source.is_dir() {
             self.mark_moved(source, to)?;
         }
@@ -186,11 +185,7 @@ impl Rename<'_> {
         }
         match (leaves_whiteout, self.upper.features.whiteouts) {
             (false, _) => self.rename_at(RenameFlags::empty()),
-            (true, WhiteoutForm::CharDevice) => {
-                self.rename_at(RenameFlags::WHITEOUT)?;
-                self.tree.sync_names(self.to_fd.as_fd())?;
-                self.tree.sync_names(self.from_fd.as_fd())
-            }
+            (true, WhiteoutForm::CharDevice) => self.rename_at(RenameFlags::WHITEOUT),
             (true, WhiteoutForm::DotWh) => {
                 put_whiteout(self.tree, self.upper, self.from.parent, self.from_fd.as_fd(), from)?;
                 self.rename_at(RenameFlags::empty())
@@ -236,7 +231,7 @@ impl Rename<'_> {
             let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::XDEV))?;
             return Ok(sys::xattr::set(fd.as_fd(), &namespace.name("redirect"), &value, 0)?);
         }
-        if lookup::below_provides(&self.tree.stack, &to.parent.lower_dirs(), to.name)? {
+        if self.tree.below_provides(to.parent, to.name)? {
             set_opaque(self.tree, fd.as_fd())?;
         }
         Ok(())
@@ -260,7 +255,7 @@ impl Rename<'_> {
         rustix::fs::mkdirat(workdir.fd(), twin.name(), Mode::RWXU)?;
         let fd = sys::open_at(workdir.fd(), twin.name(), OFlags::PATH | OFlags::DIRECTORY, 0)?;
         set_opaque(self.tree, fd.as_fd())?;
-        copy_owner_and_mode(old.as_fd(), fd.as_fd())?;
+        self.upper.owners.copy(old.as_fd(), fd.as_fd())?;
         twin.publish(dir, self.to.name, RenameFlags::EXCHANGE)?;
         // Without attributes the opaque mark is a file, which must go before the rename.
         match rustix::fs::unlinkat(fd.as_fd(), crate::ondisk::OPAQUE_FILE, AtFlags::empty()) {
@@ -268,16 +263,6 @@ impl Rename<'_> {
             Err(errno) => Err(errno.into()),
         }
     }
-}
-
-fn copy_owner_and_mode(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
-    let (old, new) = (sys::stat_fd(from)?, sys::stat_fd(to)?);
-    if (old.uid, old.gid) != (new.uid, new.gid) {
-        let (uid, gid) = (Uid::from_raw(old.uid), Gid::from_raw(old.gid));
-        rustix::fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
-    }
-    let mode = Mode::from_raw_mode(old.mode & 0o7777);
-    Ok(rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?)
 }
 
 /// Returns the redirect of a directory for its place in `parent`; none if it has no lowers.

@@ -1,12 +1,11 @@
 //! The layers of a mount: opened, checked against each other, and probed, before anything is mounted.
 
 pub(crate) mod dir_fds;
-pub(crate) mod lease;
 pub(crate) mod lower;
 pub(crate) mod marks;
 mod mount_ids;
+pub(crate) mod owners;
 pub(crate) mod probe;
-pub(crate) mod settle;
 pub(crate) mod upper;
 pub(crate) mod workdir;
 
@@ -19,11 +18,12 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
-use crate::options::{FsyncPolicy, MountOptions};
+use crate::options::MountOptions;
 use crate::sys;
 use dir_fds::DirFds;
 use lower::{LowerDir, LowerLayer};
 use marks::Follow;
+use owners::Owners;
 use upper::UpperLayer;
 use workdir::Workdir;
 
@@ -74,7 +74,7 @@ impl LayerStack {
                 .during("mount a union of", "no layers")
                 .hint("name at least one lower layer: -o lowerdir=DIR"));
         }
-        let upper = open_upper(options, &mut notices)?;
+        let upper = open_upper(options, &lowers, &mut notices)?;
         hide_paths(&mut lowers, &options.hidden)?;
         if upper.is_some() {
             hide_paths(&mut lowers, &check_overlap(options, &mut notices)?)?;
@@ -109,6 +109,11 @@ impl LayerStack {
     /// EROFS if there is none.
     pub(crate) fn upper(&self) -> Result<&UpperLayer> {
         self.upper.as_ref().ok_or(Error::new(Errno::ROFS))
+    }
+
+    /// Returns where owners and modes of the upper are kept.
+    pub(crate) fn upper_owners(&self) -> Owners {
+        self.upper.as_ref().map_or(Owners::Inodes, |upper| upper.owners)
     }
 
     /// Returns the layer that a description belongs to.
@@ -158,7 +163,11 @@ pub(crate) fn descriptor_budget() -> usize {
     usize::try_from(limit.unwrap_or(u64::MAX) / 6).unwrap_or(usize::MAX)
 }
 
-fn open_upper(options: &MountOptions, notices: &mut Vec<String>) -> Result<Option<UpperLayer>> {
+fn open_upper(
+    options: &MountOptions,
+    lowers: &[LowerLayer],
+    notices: &mut Vec<String>,
+) -> Result<Option<UpperLayer>> {
     if options.is_read_only() {
         return Ok(None);
     }
@@ -172,22 +181,16 @@ fn open_upper(options: &MountOptions, notices: &mut Vec<String>) -> Result<Optio
         (Some(upper), Some(work)) => (upper, work),
     };
     let (root, stat) = UpperLayer::open_root(upper)?;
-    // A mount that was just taken away may still be finishing what was copied up.
-    settle::wait_for_finisher(root.as_fd());
     let (workdir, notice) = Workdir::open(work)?;
-    let in_use = notice.is_some();
     notices.extend(notice);
     upper::check_same_file_system(upper, root.as_fd(), workdir.base_fd())?;
     let features = probe::probe(&workdir, options.userxattr, options.dot_wh_whiteouts)?;
     notices.push(features.to_string());
-    let upper = UpperLayer::new(root, stat, workdir, features)?;
-    if options.fsync == FsyncPolicy::Volatile {
-        upper.workdir.mark_volatile()?;
+    let owners = Owners::of_upper(root.as_fd(), options.xattr_permissions, lowers)?;
+    if let Owners::Records(form) = owners {
+        notices.push(format!("upper: owners and modes: {}", form.name().escape_ascii()));
     }
-    if !in_use {
-        upper.finish_left_behind()?;
-    }
-    Ok(Some(upper))
+    Ok(Some(UpperLayer::new(root, stat, workdir, features, owners)))
 }
 
 /// Takes the directories that must not be shown out of the layers that contain them.

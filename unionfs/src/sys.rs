@@ -7,7 +7,6 @@ pub(crate) mod copy;
 pub(crate) mod dirents;
 pub(crate) mod handle;
 pub(crate) mod stat;
-pub(crate) mod write_back;
 pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -67,6 +66,20 @@ pub(crate) fn open_dir_beneath(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Owned
 
 /// Longest path that one call takes, in bytes, with the final NUL.
 const PATH_MAX: usize = 4096;
+
+/// Returns the target of a symbolic link that was opened without following it, or of a regular file that stands for one.
+pub(crate) fn link_target(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    match rustix::fs::readlinkat(fd, c"", Vec::new()) {
+        Err(Errno::INVAL | Errno::NOENT) => {}
+        target => return target.map(std::ffi::CString::into_bytes),
+    }
+    let file =
+        retry(|| rustix::fs::openat(CWD, proc_path(fd), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))?;
+    let mut target = vec![0; PATH_MAX];
+    let len = retry(|| rustix::io::pread(&file, &mut *target, 0))?;
+    target.truncate(len);
+    Ok(target)
+}
 
 /// Calls again what a signal interrupted.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {

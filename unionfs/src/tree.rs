@@ -3,6 +3,8 @@
 //! An upper object is reached by its place: the parent's descriptor and the name. A rename may be under way between
 //! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
 
+mod names;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,17 +21,14 @@ use crate::index::Index;
 use crate::inode::{Data, Inode, Lower, Place, State};
 use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
-use crate::merge::{self, Listing};
 use crate::name::{self, FileName};
 use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
-use crate::parts::Parts;
 use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{DirFd, LowerDir, LowerFile, LowerName};
 use crate::stack::marks::{self, DirMarks};
 use crate::stack::{self, LayerStack};
 use crate::sys::{self, Stat};
-use crate::unfinished::Unfinished;
 
 /// How often a place is read again when the disk and the memory disagree, before giving up.
 const PLACE_TRIES: usize = 1000;
@@ -49,8 +48,6 @@ pub(crate) struct Tree {
     pub dirs: Handles<DirHandle>,
     /// Which upper inodes stand for lower ones with several names.
     pub(crate) index: Option<Index>,
-    /// Copied-up files that are not safe on the disk yet.
-    pub(crate) unfinished: Unfinished,
     /// Files in use without a handle.
     pub(crate) idle: IdleFiles,
     /// How owners are shown and stored.
@@ -64,14 +61,8 @@ pub(crate) struct Tree {
 /// What the options decide for the whole mount.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
-    /// Data of copied-up files is brought to the disk.
+    /// Data of copied-up files is synced before it is published.
     pub sync_copy_up: bool,
-    /// What is copied up or hidden is on the disk when the call returns, with its name.
-    pub(crate) strict: bool,
-    /// The workdir is marked until the mount ends cleanly.
-    pub(crate) volatile: bool,
-    /// Files of this size and more are copied up in parts, where that can be told to others.
-    pub(crate) parts_from: Option<u64>,
     /// fsync requests reach the disk.
     pub sync_requests: bool,
     /// Changes of attributes copy no data.
@@ -86,6 +77,8 @@ pub(crate) struct Policy {
     pub no_xattrs: bool,
     /// Shown inode numbers have 32 bits.
     pub ino32: bool,
+    /// Names may be remembered: the mount was not told that its layers change.
+    pub(crate) caches_names: bool,
 }
 
 impl Policy {
@@ -106,9 +99,6 @@ impl Policy {
             || options.squash_to_gid.is_some();
         Self {
             sync_copy_up: options.fsync.syncs(),
-            strict: options.fsync == FsyncPolicy::Strict,
-            volatile: options.fsync == FsyncPolicy::Volatile,
-            parts_from: options.copy_up.parts_from(),
             sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),
             metacopy: options.metacopy.unwrap_or(true) && features.is_some_and(|f| f.namespace.is_some()),
             redirect: creates && features.is_some_and(|f| f.namespace.is_some()),
@@ -116,6 +106,7 @@ impl Policy {
             own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             no_xattrs: options.noxattrs,
             ino32: options.ino32,
+            caches_names: options.timeout > 0.0,
         }
     }
 }
@@ -157,7 +148,6 @@ impl Tree {
             files: Handles::default(),
             dirs: Handles::default(),
             index,
-            unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
             idle: IdleFiles::new(stack::descriptor_budget()),
             uids,
             gids,
@@ -294,45 +284,25 @@ impl Tree {
     }
 
     fn own_stat(&self, inode: &Inode) -> Result<Stat> {
+        let owners = self.stack.upper_owners();
         if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
-            return match file.parts() {
-                Some(parts) => parts.stat(file.fd.as_fd()),
-                None => Ok(sys::stat_fd(file.fd.as_fd())?),
-            };
+            return Ok(owners.stat_fd(file.fd.as_fd())?);
         }
         if inode.on_upper() {
-            let number = inode.state.read().upper;
-            if let Some(stat) = number.and_then(|ino| self.unfinished.stat(ino)) {
-                return stat;
-            }
             if let Some(pinned) = &inode.state.read().pinned {
-                return Ok(sys::stat_fd(pinned.as_fd())?);
+                return Ok(owners.stat_fd(pinned.as_fd())?);
             }
             if inode.is_dir() {
-                return Ok(sys::stat_fd(self.upper_fd(inode)?.as_fd())?);
+                return Ok(owners.stat_fd(self.upper_fd(inode)?.as_fd())?);
             }
-            return self.reach(inode, |parent, name| sys::stat_at(parent, name).map(|stat| (stat, stat.ino)));
+            return self
+                .reach(inode, |parent, name| owners.stat_at(parent, name).map(|stat| (stat, stat.ino)));
         }
         let lower = inode.state.read().lower.clone();
         match lower {
             Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes()),
             _ => self.pin_lower(inode)?.stat(),
         }
-    }
-
-    /// Brings the names in a directory of the upper to the disk, where the mount promises that.
-    pub(crate) fn sync_names(&self, dir: BorrowedFd<'_>) -> Result<()> {
-        if !self.policy.strict {
-            return Ok(());
-        }
-        let readable = sys::open_at(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
-        Ok(sys::retry(|| rustix::fs::fsync(&readable))?)
-    }
-
-    /// Returns how a file is served that the upper has in parts.
-    pub(crate) fn parts(&self, inode: &Inode) -> Option<Arc<Parts>> {
-        let ino = if inode.kind == FileKind::Regular { inode.state.read().upper } else { None };
-        self.unfinished.parts(ino?)
     }
 
     /// Translates a layer's attributes into those to show.
@@ -416,7 +386,8 @@ impl Tree {
         }
         loop {
             let version = parent.version.load(Ordering::Acquire);
-            if self.listings.get(parent.serial, version).is_some_and(|listing| listing.find(name).is_none()) {
+            let listing = self.listings.get(parent.serial, version).filter(|_| self.policy.caches_names);
+            if listing.is_some_and(|listing| listing.find(name).is_none()) {
                 return Err(Error::new(Errno::NOENT));
             }
             let hold = self.hold(parent)?;
@@ -450,9 +421,6 @@ impl Tree {
         let data = data.or(identity.data);
         if let Some(data) = &data {
             stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
-        }
-        if upper.is_some() {
-            stat = self.unfinished.stat(stat.ino).unwrap_or(Ok(stat))?;
         }
         let candidate = Candidate {
             key: identity.key,
@@ -517,18 +485,6 @@ impl Tree {
         dir.state.write().impure = true;
         Ok(())
     }
-
-    /// Returns the merged listing of a directory as it is now.
-    pub(crate) fn listing(&self, dir: &Inode) -> Result<Arc<Listing>> {
-        let version = dir.version.load(Ordering::Acquire);
-        if let Some(listing) = self.listings.get(dir.serial, version) {
-            return Ok(listing);
-        }
-        let hold = self.hold(dir)?;
-        let listing = Arc::new(hold.with_view(|view| merge::list(&self.stack, view))?);
-        self.listings.put(dir.serial, version, &listing);
-        Ok(listing)
-    }
 }
 
 /// A node whose lookup is taken back when this is dropped.
@@ -562,7 +518,8 @@ impl DirHold<'_> {
     pub(crate) fn with_view<T>(&self, act: impl FnOnce(&DirView<'_>) -> Result<T>) -> Result<T> {
         let hides = |name: &[u8]| self.tree.upper_hides(self.dir, name);
         let upper = self.upper.as_ref().map(AsFd::as_fd);
-        act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides })
+        let below = |name: &[u8]| self.tree.known_below(self.dir, &self.lowers, name);
+        act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides, below: &below })
     }
 
     /// Finds a name.

@@ -13,7 +13,7 @@ use crate::gate::Gate;
 use crate::handles::DirHandle;
 use crate::inode::{Data, Inode};
 use crate::inode_table::Node;
-use crate::lookup::{DirView, Found};
+use crate::lookup::{Below, DirView, Found};
 use crate::merge::{self, ListedName, Listing};
 use crate::name::FileName;
 use crate::options::MountOptions;
@@ -67,14 +67,6 @@ impl Union {
         tree.stat(&inode).map_or(0, |stat| stat.size)
     }
 
-    /// Returns whether to give the object another name may have to wait until its copy is safe on the disk.
-    pub fn waits_to_move(&self, node: NodeId) -> bool {
-        let tree = self.tree.enter();
-        let Ok(inode) = tree.table.get(node) else { return false };
-        let ino = if inode.kind == FileKind::Regular { inode.state.read().upper } else { None };
-        ino.is_some_and(|ino| tree.unfinished.contains(ino))
-    }
-
     /// Finds a name and counts one lookup of its object.
     ///
     /// # Errors
@@ -114,7 +106,7 @@ impl Union {
             return tree.pin_lower(&inode)?.link_target();
         }
         let pin = tree.pin_upper(&inode)?;
-        Ok(rustix::fs::readlinkat(&pin, c"", Vec::new())?.into_bytes())
+        Ok(crate::sys::link_target(pin.as_fd())?)
     }
 
     /// Makes a fifo, socket, device or regular file; `mode` has the type bits.
@@ -260,14 +252,14 @@ impl Union {
         }
     }
 
-    /// Calls `act` with the upper file that serves an open object, if it is served by one alone: it stays the same for as
-    /// long as the object lives, or until the upper is rotated, which waits for `act`.
+    /// Calls `act` with the upper file that serves an open object, if it is served by one: it stays the same for as long
+    /// as the object lives, or until the upper is rotated, which waits for `act`.
     pub fn with_upper_file<T>(&self, node: NodeId, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
         let tree = self.tree.enter();
         let inode = tree.table.get(node).ok()?;
         let file = match &*inode.data.read() {
-            Some(Data::Upper(file)) if file.parts().is_none() => Arc::clone(&file.fd),
-            Some(_) | None => return None,
+            Some(Data::Upper(file)) => Arc::clone(&file.fd),
+            Some(Data::Lower(_)) | None => return None,
         };
         Some(act(file.as_fd()))
     }
@@ -336,7 +328,7 @@ impl Union {
         each_entry(&tree, &handle.inode, &listing, offset, &devices, &mut |entry, _| sink(entry))
     }
 
-    /// As [`Self::readdir`], each entry looked up: `None` for `.`, `..` and names that are gone. A lookup is counted
+    /// As [`Self::readdir`], each entry looked up: `None` for `.`, `..` and names that cannot be. A lookup is counted
     /// for each entry that `sink` goes on from.
     pub fn readdirplus(
         &self,
@@ -351,8 +343,12 @@ impl Union {
         let devices = devices(&tree, &handle.inode)?;
         each_entry(&tree, &handle.inode, &listing, offset, &devices, &mut |name, listed| {
             let Some(listed) = listed else { return sink(name, None) };
-            let Some((node, stat)) = look_up_listed(&tree, &handle.inode, &listed, version) else {
-                return sink(name, None);
+            let (node, stat) = match look_up_listed(&tree, &handle.inode, &listed, version) {
+                Ok(found) => found,
+                // Gone since the listing was read.
+                Err(error) if error.is(Errno::NOENT) => return ControlFlow::Continue(()),
+                // Who asks for it alone is told why it cannot be had.
+                Err(_) => return sink(name, None),
             };
             let looked_up = entry_of(&tree, &node, &stat);
             let flow = sink(DirEntry { ino: looked_up.attr.ino, ..name }, Some(looked_up));
@@ -408,15 +404,8 @@ impl Union {
     }
 
     /// Called when the mount is gone. Every change is on its layer already; what `fsync` promises was kept when it
-    /// was asked. What was copied up a moment ago is finished.
+    /// was asked.
     pub fn destroy(&self) {
-        {
-            let tree = self.tree.enter();
-            tree.unfinished.finish_all();
-            if let Some(upper) = tree.stack.upper.as_ref().filter(|_| tree.policy.volatile) {
-                upper.workdir.unmark_volatile();
-            }
-        }
         tracing::debug!(inodes = self.inodes(), "unmounted");
     }
 }
@@ -497,21 +486,21 @@ fn each_entry(
     Ok(())
 }
 
-/// Looks a listed name up, on the one layer that serves it if the listing is still right. `None` if it is gone.
+/// Looks a listed name up, on the one layer that serves it if the listing is still right.
 fn look_up_listed(
     tree: &Tree,
     parent: &Arc<Inode>,
     listed: &ListedName<'_>,
     version: u64,
-) -> Option<(Node, Stat)> {
+) -> Result<(Node, Stat)> {
     if parent.version.load(Ordering::Acquire) == version
         && let Ok(Some(found)) = find_listed(tree, parent, listed)
         && let Ok(name) = FileName::new(listed.name)
         && let Ok(Some(entered)) = tree.enter(parent, name, found, version)
     {
-        return Some(entered);
+        return Ok(entered);
     }
-    tree.lookup(parent, listed.name).ok()
+    tree.lookup(parent, listed.name)
 }
 
 fn find_listed(tree: &Tree, parent: &Inode, listed: &ListedName<'_>) -> Result<Option<Found>> {
@@ -522,6 +511,6 @@ fn find_listed(tree: &Tree, parent: &Inode, listed: &ListedName<'_>) -> Result<O
     let serves = |dir: &crate::stack::lower::LowerDir| dir.layer == usize::from(listed.layer);
     let Some(at) = hold.lowers.iter().position(|dir| serves(dir)) else { return Ok(None) };
     let lowers = hold.lowers.get(at..).unwrap_or_default();
-    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false) };
+    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown };
     lookup::find(&tree.stack, &view, listed.name)
 }

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Inode, Lower, UpperFile};
 use crate::stack::lower::LowerFile;
-use crate::sys::{self, Stat};
+use crate::sys;
 use crate::tree::Tree;
 
 /// What a request does with the data.
@@ -23,20 +23,19 @@ pub(crate) enum Access {
 /// Opens the upper file of a node, for writing too if it must be, or else if it can be.
 pub(crate) fn open(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFile> {
     let flags = OFlags::NONBLOCK;
-    let open_as = |mode: OFlags| -> Result<(OwnedFd, Stat)> {
+    let open_as = |mode: OFlags| -> Result<OwnedFd> {
         if let Some(pinned) = &inode.state.read().pinned {
             let path = sys::proc_path(pinned.as_fd());
             let fd = sys::retry(|| rustix::fs::openat(CWD, &*path, mode | OFlags::CLOEXEC, Mode::empty()))?;
-            let stat = sys::stat_fd(fd.as_fd())?;
-            return Ok((fd, stat));
+            return Ok(fd);
         }
         tree.reach(inode, |parent, name| {
             let fd = sys::open_at(parent, name, mode | flags, 0)?;
             let stat = sys::stat_fd(fd.as_fd())?;
-            Ok(((fd, stat), stat.ino))
+            Ok((fd, stat.ino))
         })
     };
-    let (writable, (fd, stat)) = match (access, open_as(OFlags::RDWR)) {
+    let (writable, fd) = match (access, open_as(OFlags::RDWR)) {
         (_, Ok(opened)) => (true, opened),
         // This process may not write, or not read, what its owner's mode forbids.
         (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => {
@@ -45,8 +44,9 @@ pub(crate) fn open(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFi
         (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
         (_, Err(error)) => return Err(error),
     };
-    let parts = tree.unfinished.parts(stat.ino);
-    Ok(UpperFile { parts, ..UpperFile::new(Arc::new(fd), writable, stat.mode) })
+    let owners = tree.stack.upper_owners();
+    let may_have_suid = owners.has_privileges(fd.as_fd(), &owners.stat_fd(fd.as_fd())?);
+    Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid })
 }
 
 /// Opens the lower file that holds a node's data: its own, or for a metacopy the one it was made from.

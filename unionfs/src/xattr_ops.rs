@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
-use crate::inode::Inode;
+use crate::idmap::IdView;
+use crate::inode::{Data, Inode};
 use crate::ondisk::acl::{self, Acl};
-use crate::ondisk::{self, capability};
+use crate::ondisk::capability;
+use crate::ondisk::record::FORMS;
+use crate::request::NodeId;
 use crate::sys;
 use crate::tree::Tree;
 
@@ -20,16 +23,19 @@ const SELINUX: &[u8] = b"security.selinux";
 /// # Errors
 /// ENODATA if there is none, EOPNOTSUPP where attributes are switched off.
 pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
-    let stored = stored_name(tree, name, Errno::NODATA)?;
+    offered(tree)?;
     let value = if inode.on_upper() {
-        sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored).map_err(Error::from)
+        let stored = stored_name(tree, name, Errno::NODATA)?;
+        let value = sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored).map_err(Error::from);
+        let owners = tree.stack.upper_owners();
+        value.and_then(|value| owners.shown_value(name, value, || tree.stat(inode)))
     } else {
-        tree.pin_lower(inode)?.xattr(&stored)
+        tree.pin_lower(inode)?.xattr(name)
     };
     match value {
         // "No labels here" stops programs that list a directory from asking for each file; "no label" does not.
         Err(error) if name == SELINUX && error.is(Errno::NODATA) => Err(Error::new(Errno::OPNOTSUPP)),
-        value => shown_value(tree, name, value?),
+        value => shown_value((&tree.uids, &tree.gids), name, value?),
     }
 }
 
@@ -37,16 +43,15 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// ENODATA for capabilities that count for a user namespace whose root is not shown: they have no effect here.
-fn shown_value(tree: &Tree, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
+pub(crate) fn shown_value((uids, gids): (&IdView, &IdView), name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
     match name {
         acl::ACCESS | acl::DEFAULT => {
-            let shown = Acl::parse(&value).and_then(|list| {
-                list.map_ids(|uid| Some(tree.uids.named(uid)), |gid| Some(tree.gids.named(gid)))
-            });
+            let shown = Acl::parse(&value)
+                .and_then(|list| list.map_ids(|uid| Some(uids.named(uid)), |gid| Some(gids.named(gid))));
             Ok(shown.map_or(value, |list| list.encode()))
         }
         capability::NAME => {
-            let shown = capability::map_root(&value, |uid| tree.uids.map.to_shown(uid));
+            let shown = capability::map_root(&value, |uid| uids.map.to_shown(uid));
             shown.ok_or(Error::new(Errno::NODATA))
         }
         _ => Ok(value),
@@ -73,17 +78,17 @@ fn stored_value(tree: &Tree, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
 
 /// Returns the names, each ended by NUL.
 pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
-    if tree.policy.no_xattrs {
-        return Err(Error::new(Errno::OPNOTSUPP));
-    }
-    let stored = if inode.on_upper() {
-        sys::xattr::list(tree.pin_upper(inode)?.as_fd())?
+    offered(tree)?;
+    let names = if inode.on_upper() {
+        let owners = tree.stack.upper_owners();
+        let stored = sys::xattr::list(tree.pin_upper(inode)?.as_fd())?;
+        sys::xattr::names(&stored).filter_map(|name| owners.shown_name(name)).collect()
     } else {
         tree.pin_lower(inode)?.xattr_names()?
     };
-    let mut shown = Vec::with_capacity(stored.len());
-    for name in sys::xattr::names(&stored).filter_map(ondisk::unescape_xattr) {
-        shown.extend_from_slice(&name);
+    let mut shown = Vec::new();
+    for name in &names {
+        shown.extend_from_slice(name);
         shown.push(0);
     }
     Ok(shown)
@@ -92,10 +97,23 @@ pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
 /// Sets an attribute. `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
 pub(crate) fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
     let stored = stored_name(tree, name, Errno::PERM)?;
+    if inode.id == NodeId::ROOT && FORMS.iter().any(|form| stored == form.name()) {
+        // It would say how the whole layer is read.
+        return Err(Error::new(Errno::PERM));
+    }
     let value = stored_value(tree, name, value)?;
     copy_up::ensure_upper(tree, inode, Need::Metadata)?;
     let pin = tree.pin_upper(inode)?;
-    sys::xattr::set(pin.as_fd(), &stored, &value, flags)?;
+    if name == acl::ACCESS {
+        tree.stack.upper_owners().set_acl(pin.as_fd(), &value, flags)?;
+    } else {
+        sys::xattr::set(pin.as_fd(), &stored, &value, flags)?;
+    }
+    if name == capability::NAME
+        && let Some(Data::Upper(file)) = &mut *inode.data.write()
+    {
+        file.may_have_suid = true;
+    }
     inode.state.write().default_acl = 0;
     Ok(())
 }
@@ -115,17 +133,19 @@ pub(crate) fn remove(tree: &Tree, inode: &Arc<Inode>, name: &[u8]) -> Result<()>
     Ok(())
 }
 
-/// Returns the name on disk.
+/// Returns the name on the upper.
 ///
 /// # Errors
 /// `refused` for names that belong to fuse-overlayfs, EOPNOTSUPP where attributes are switched off.
 fn stored_name(tree: &Tree, name: &[u8], refused: Errno) -> Result<Vec<u8>> {
-    if tree.policy.no_xattrs {
-        return Err(Error::new(Errno::OPNOTSUPP));
-    }
-    let stored = ondisk::escape_xattr(name);
-    if ondisk::is_private_xattr(&stored) {
-        return Err(Error::new(refused));
-    }
-    Ok(stored)
+    offered(tree)?;
+    tree.stack.upper_owners().stored_name(name).ok_or(Error::new(refused))
+}
+
+/// Checks that there are attributes.
+///
+/// # Errors
+/// EOPNOTSUPP where they are switched off.
+fn offered(tree: &Tree) -> Result<()> {
+    if tree.policy.no_xattrs { Err(Error::new(Errno::OPNOTSUPP)) } else { Ok(()) }
 }

@@ -10,10 +10,12 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 
 use crate::copy_up::{Need, set_times};
-use crate::error::{Errno, Result};
-use crate::ondisk::{self, acl, capability};
+use crate::error::{Errno, Error, Result};
+use crate::ondisk::record::Record;
+use crate::ondisk::{acl, capability};
 use crate::request::FileKind;
 use crate::stack::lower::LowerFile;
+use crate::stack::owners::{Owners, record_of};
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
 
@@ -25,24 +27,30 @@ pub(super) fn copy(
     to: BorrowedFd<'_>,
     need: Need,
 ) -> Result<()> {
+    let owners = tree.stack.upper_owners();
     let names = match source.xattr_names() {
         Ok(names) => names,
         Err(error) if error.is(Errno::OPNOTSUPP) || error.is(Errno::NOSYS) => Vec::new(),
         Err(error) => return Err(error),
     };
     let is_user = |name: &[u8]| name.starts_with(b"user.");
-    for name in sys::xattr::names(&names).filter(|name| is_user(name)) {
-        copy_xattr(source, to, name)?;
+    for name in names.iter().filter(|name| is_user(name)) {
+        copy_xattr(source, owners, to, name)?;
     }
-    copy_owner(tree, stat, to)?;
-    if stat.kind() != FileKind::Symlink {
-        let mode = Mode::from_raw_mode(stat.mode & 0o7777);
-        rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?;
+    if owners.are_inodes() || stat.kind() == FileKind::Symlink {
+        copy_owner(tree, stat, to)?;
+        if stat.kind() != FileKind::Symlink {
+            let mode = Mode::from_raw_mode(stat.mode & 0o7777);
+            rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?;
+        }
+    } else {
+        let (uid, gid) = (tree.uids.carried(stat.uid), tree.gids.carried(stat.gid));
+        owners.record(to, &Record { uid, gid, ..record_of(stat) })?;
     }
-    for name in sys::xattr::names(&names).filter(|name| !is_user(name)) {
+    for name in names.iter().filter(|name| !is_user(name)) {
         // A truncated file loses its capability, as with truncate(2).
         if need != Need::Truncate || name != capability::NAME {
-            copy_xattr(source, to, name)?;
+            copy_xattr(source, owners, to, name)?;
         }
     }
     if need != Need::Truncate {
@@ -51,10 +59,8 @@ pub(super) fn copy(
     Ok(())
 }
 
-fn copy_xattr(source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    if ondisk::is_private_xattr(name) {
-        return Ok(());
-    }
+fn copy_xattr(source: &LowerFile, owners: Owners, to: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    let Some(stored) = owners.stored_name(name) else { return Ok(()) };
     let value = match source.xattr(name) {
         // Listed, but not for this process to read, or gone: it cannot be kept.
         Err(error) if error.is(Errno::NODATA) || error.is(Errno::PERM) || error.is(Errno::ACCESS) => {
@@ -62,7 +68,12 @@ fn copy_xattr(source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) -> Result<()>
         }
         result => result?,
     };
-    match sys::xattr::set(to, name, &value, 0) {
+    let done = if name == acl::ACCESS {
+        owners.set_acl(to, &value, 0)
+    } else {
+        sys::xattr::set(to, &stored, &value, 0).map_err(Error::from)
+    };
+    match done.map_err(|error| error.errno()) {
         // The upper cannot hold what the lower shows: another file system, or no privilege for the namespace.
         Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) if name != acl::ACCESS => Ok(()),
         // Owners named in an ACL without a place in this user namespace.

@@ -326,9 +326,7 @@ impl Handler {
                 let mut dir = DirWriter::new(out, size);
                 let ttls = &self.config.ttls;
                 self.list(node, fh, offset, true, &mut |name, entry| {
-                    // A name without entry, other than the two dots, is gone since the listing was read.
-                    let gone = entry.is_none() && !matches!(name.name, b"." | b"..");
-                    more(gone || dir.push_plus(&name, entry.as_ref(), ttls))
+                    more(dir.push_plus(&name, entry.as_ref(), ttls))
                 })?;
                 Ok(Outcome::Reply(dir.len()))
             }

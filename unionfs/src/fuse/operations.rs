@@ -337,7 +337,7 @@ impl fuser::Filesystem for FuseAdapter {
             let (attr, ttl) = match found {
                 Some(found) => (file_attr(found.node, &found.attr), self.attr_ttl(&found.attr)),
                 None if matches!(entry.name, b"." | b"..") => (convert::dot_attr(entry.ino), self.ttl),
-                // Gone since the listing was read: not listed.
+                // It cannot be looked up, and fuser has no answer for that: not listed.
                 None => return ControlFlow::Continue(()),
             };
             let name = OsStr::from_bytes(entry.name);

@@ -13,6 +13,7 @@ fn stat(ino: u64) -> Stat {
     let never = Timestamp { sec: 0, nsec: 0 };
     Stat {
         mode: libc::S_IFDIR | 0o755,
+        inode_mode: libc::S_IFDIR | 0o755,
         nlink: 2,
         uid: 0,
         gid: 0,

@@ -1,7 +1,7 @@
 //! What can be asked for and cannot be had yet: told in one line where leaving it out loses nothing, refused where
 //! the mount would show or store something else than was asked for.
 
-use super::{MountOptions, OptionError, UuidPolicy, Verity, Warning, XattrPermissions, Xino};
+use super::{FsyncPolicy, MountOptions, OptionError, UuidPolicy, Verity, Warning, Xino};
 
 /// What happens with an option that cannot be had.
 #[derive(Clone, Copy)]
@@ -27,11 +27,6 @@ const GAPS: &[Gap] = &[
         |options| options.verity != Verity::Off,
         Without::Refused("not supported yet; contents would not be checked"),
     ),
-    (
-        "xattr_permissions",
-        |options| options.xattr_permissions != XattrPermissions::Off,
-        Without::Refused("not supported yet; owners and modes would be wrong"),
-    ),
     ("nfs_export=on", |options| options.nfs_export, Without::Continues("the mount cannot be exported")),
     (
         "xino=off",
@@ -43,6 +38,16 @@ const GAPS: &[Gap] = &[
         "static_nlink",
         |options| options.static_nlink,
         Without::Continues("merged directories have a link count of 1, others their own"),
+    ),
+    (
+        "fsync=strict",
+        |options| options.fsync == FsyncPolicy::Strict,
+        Without::Continues("as fsync=auto, changes of metadata are not synced"),
+    ),
+    (
+        "the mark of volatile",
+        |options| options.fsync == FsyncPolicy::Volatile,
+        Without::Continues("nothing is synced, and nothing in workdir says so after a crash"),
     ),
 ];
 

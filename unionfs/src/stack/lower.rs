@@ -15,12 +15,12 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
-use crate::ondisk::unfinished::Writer;
+use crate::ondisk::record::Record;
 use crate::options::MountOptions;
 use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
 use crate::stack::mount_ids::MountIds;
-use crate::stack::settle;
+use crate::stack::owners::{Owners, record_of};
 use crate::sys::{self, Stat};
 
 /// One read-only layer.
@@ -28,12 +28,12 @@ use crate::sys::{self, Stat};
 pub(crate) struct LowerLayer {
     root: OwnedFd,
     root_stat: Stat,
-    /// The number of the mount that the layer lies on, 0 where mounts have none.
-    mount: u64,
     /// Identifier of the file system, all zero where it has none.
     uuid: [u8; 16],
     /// The mapping of ids that the layer's mount has applied, to be taken back.
     mount_ids: Option<Arc<MountIds>>,
+    /// Where owners and modes are.
+    owners: Owners,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -111,13 +111,20 @@ pub(crate) struct LowerName {
 pub(crate) struct LowerFile {
     fd: OwnedFd,
     mount_ids: Option<Arc<MountIds>>,
+    owners: Owners,
 }
 
 impl LowerFile {
+    /// Takes what was opened beside a layer, such as an entry of the index, to be read and not changed.
+    pub(crate) fn held(fd: OwnedFd, owners: Owners) -> Self {
+        Self { fd, mount_ids: None, owners }
+    }
+
     /// Returns the attributes.
     pub(crate) fn stat(&self) -> Result<Stat> {
         let stat = sys::stat_fd(self.fd.as_fd())?;
-        Ok(self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat)))
+        let stat = self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat));
+        Ok(self.owners.show(stat, |name| sys::xattr::get(self.fd.as_fd(), name))?)
     }
 
     /// Reads at `offset`.
@@ -125,18 +132,29 @@ impl LowerFile {
         Ok(sys::retry(|| rustix::io::pread(&self.fd, &mut *buffer, offset))?)
     }
 
-    /// Returns the value of an extended attribute.
-    pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        let value = sys::xattr::get(self.fd.as_fd(), name)?;
-        Ok(match &self.mount_ids {
-            Some(ids) => ids.value_on_disk(name, value),
-            None => value,
-        })
+    /// Returns the value of a mark of the layer.
+    pub(crate) fn mark(&self, name: &[u8]) -> Result<Vec<u8>> {
+        Ok(sys::xattr::get(self.fd.as_fd(), name)?)
     }
 
-    /// Returns the names of the extended attributes, each ended by NUL.
-    pub(crate) fn xattr_names(&self) -> Result<Vec<u8>> {
-        Ok(sys::xattr::list(self.fd.as_fd())?)
+    /// Returns the value of an extended attribute that programs name.
+    ///
+    /// # Errors
+    /// ENODATA if there is none, also for the layer's own marks.
+    pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
+        let stored = self.owners.stored_name(name).ok_or(Error::new(Errno::NODATA))?;
+        let value = sys::xattr::get(self.fd.as_fd(), &stored)?;
+        let value = match &self.mount_ids {
+            Some(ids) => ids.value_on_disk(name, value),
+            None => value,
+        };
+        self.owners.shown_value(name, value, || self.stat())
+    }
+
+    /// Returns the names of the extended attributes that programs see.
+    pub(crate) fn xattr_names(&self) -> Result<Vec<Vec<u8>>> {
+        let stored = sys::xattr::list(self.fd.as_fd())?;
+        Ok(sys::xattr::names(&stored).filter_map(|name| self.owners.shown_name(name)).collect())
     }
 
     /// Returns where data or a hole begins, as lseek(2) does.
@@ -144,24 +162,18 @@ impl LowerFile {
         Ok(rustix::fs::seek(&self.fd, from)?)
     }
 
-    /// Makes the empty file `to` share all data, unless the file systems cannot. Returns whether that was done.
-    pub(crate) fn share_data_with(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<bool> {
-        if no_reflink.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        match sys::copy::reflink(self.fd.as_fd(), to) {
-            Ok(()) => Ok(true),
-            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
-                no_reflink.store(true, Ordering::Relaxed);
-                Ok(false)
+    /// Copies all data into the empty file `to`, sharing blocks if `share` and the file systems can.
+    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<()> {
+        if !no_reflink.load(Ordering::Relaxed) {
+            match sys::copy::reflink(self.fd.as_fd(), to) {
+                Ok(()) => return Ok(()),
+                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+                    no_reflink.store(true, Ordering::Relaxed);
+                }
+                Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY | Errno::BADF) => {}
+                Err(errno) => return Err(errno.into()),
             }
-            Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY | Errno::BADF) => Ok(false),
-            Err(errno) => Err(errno.into()),
         }
-    }
-
-    /// Copies all data into the empty file `to`.
-    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>) -> Result<()> {
         let stat = self.stat()?;
         let sparse = stat.blocks.saturating_mul(512) < stat.size;
         Ok(sys::copy::copy_sparse(self.fd.as_fd(), to, stat.size, sparse)?)
@@ -183,7 +195,7 @@ impl LowerFile {
 
     /// Returns the target of a symbolic link that was opened without following it.
     pub(crate) fn link_target(&self) -> Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&self.fd, c"", Vec::new())?.into_bytes())
+        Ok(sys::link_target(self.fd.as_fd())?)
     }
 }
 
@@ -201,7 +213,6 @@ impl LowerLayer {
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let mount = sys::stat::mount_number(plain.as_fd()).unwrap_or(0);
         let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
         let root = open_tree(&plain, c"", clone).unwrap_or(plain);
         let root_stat = sys::stat_fd(root.as_fd())?;
@@ -213,7 +224,8 @@ impl LowerLayer {
         );
         let uuid =
             readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
-        Ok(Self { root, root_stat, mount, uuid, mount_ids, hidden: Vec::new() })
+        let owners = Owners::of_layer(root.as_fd());
+        Ok(Self { root, root_stat, uuid, mount_ids, owners, hidden: Vec::new() })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
@@ -222,14 +234,15 @@ impl LowerLayer {
         Ok((LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
     }
 
-    /// Returns who this process is to the layer's marks of unfinished files.
-    pub(crate) fn reader(&self) -> Writer {
-        settle::writer_on_mount(self.mount)
+    /// Returns where owners and modes are.
+    pub(crate) fn owners(&self) -> Owners {
+        self.owners
     }
 
-    /// Waits until no server finishes files of this layer, which was its upper, any more.
-    pub(crate) fn wait_for_finisher(&self) {
-        settle::wait_for_finisher(self.root.as_fd());
+    /// Returns the record of the root, if the layer has records.
+    pub(crate) fn root_record(&self) -> Option<Record> {
+        let shown = self.owners.stat_fd(self.root.as_fd()).ok()?;
+        (!self.owners.are_inodes()).then(|| record_of(&shown))
     }
 
     /// Returns the identifier of the file system, all zero where it has none.
@@ -302,12 +315,14 @@ impl LowerLayer {
         if dir.sealed || (!self.hidden.is_empty() && self.hides(dir, name)) {
             return Err(Error::new(Errno::NOENT));
         }
-        let stat = sys::stat_at(self.dir_fd(fds, dir)?.as_fd(), name)?;
-        Ok(self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat)))
+        let fd = self.dir_fd(fds, dir)?;
+        let stat = sys::stat_at(fd.as_fd(), name)?;
+        let stat = self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat));
+        Ok(self.owners.show(stat, |attribute| sys::xattr::get_at(fd.as_fd(), name, attribute))?)
     }
 
     fn file(&self, fd: OwnedFd) -> LowerFile {
-        LowerFile { fd, mount_ids: self.mount_ids.clone() }
+        LowerFile { fd, mount_ids: self.mount_ids.clone(), owners: self.owners }
     }
 
     /// Opens `name` in `dir` for reading its data.

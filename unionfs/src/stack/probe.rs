@@ -68,7 +68,14 @@ pub(crate) fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<
 
 /// Returns where marks are looked for if there is no upper to try on.
 pub(crate) fn namespace_without_upper(userxattr: bool) -> Namespace {
-    if userxattr || !rustix::process::geteuid().is_root() { Namespace::User } else { Namespace::Trusted }
+    let trusted = !userxattr && rustix::process::geteuid().is_root() && in_initial_user_namespace();
+    if trusted { Namespace::Trusted } else { Namespace::User }
+}
+
+/// Returns whether `trusted.*` attributes exist for root here: in other user namespaces they can be neither read nor set.
+pub(crate) fn in_initial_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 fn make_file(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {

@@ -12,6 +12,8 @@ use crate::request::{FileKind, Timestamp};
 pub(crate) struct Stat {
     /// Type and permission bits.
     pub mode: u32,
+    /// Type and permission bits of the inode, where a record beside it says otherwise.
+    pub inode_mode: u32,
     /// Hard links.
     pub nlink: u32,
     /// Owner in this process's user namespace.
@@ -55,7 +57,17 @@ impl Stat {
 
     /// Returns whether this is the whiteout of kernel overlayfs: a character device 0:0.
     pub(crate) const fn is_whiteout(&self) -> bool {
-        self.mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0
+        self.inode_mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0
+    }
+
+    /// Returns the mode without the set-id bits that an unprivileged change of the data takes away, if it has any.
+    pub(crate) fn mode_without_set_id(&self) -> Option<u32> {
+        let mode = self.mode & 0o7777;
+        let mut kept = mode & !libc::S_ISUID;
+        if mode & libc::S_IXGRP != 0 {
+            kept &= !libc::S_ISGID;
+        }
+        (kept != mode).then_some(kept)
     }
 }
 
@@ -72,25 +84,12 @@ pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
 }
 
-/// Returns the number of the mount that an open object lies on, which no other mount of this boot ever has.
-///
-/// # Errors
-/// EOPNOTSUPP before Linux 6.8.
-pub(crate) fn mount_number(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
-    /// `STATX_MNT_ID_UNIQUE`, which rustix does not name.
-    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-    let x = statx(fd, c"", AtFlags::EMPTY_PATH, UNIQUE)?;
-    if x.stx_mask & UNIQUE.bits() == 0 {
-        return Err(Errno::OPNOTSUPP);
-    }
-    Ok(x.stx_mnt_id)
-}
-
 fn from_statx(x: &Statx) -> Stat {
     let time = |t: &rustix::fs::StatxTimestamp| Timestamp { sec: t.tv_sec, nsec: t.tv_nsec };
     let has_btime = x.stx_mask & StatxFlags::BTIME.bits() != 0;
     Stat {
         mode: u32::from(x.stx_mode),
+        inode_mode: u32::from(x.stx_mode),
         nlink: x.stx_nlink,
         uid: x.stx_uid,
         gid: x.stx_gid,

@@ -1,0 +1,132 @@
+//! Trees whose owners and modes are in records (`xattr_permissions=2`), written by one program and read by the other.
+
+use std::path::Path;
+
+use e2e::execute::Session;
+use e2e::flatten::flatten;
+use e2e::history::{Flavour, Generator, layers};
+use e2e::mounted::{Layers, Mounted, scratch, union_program};
+use e2e::operation::{Op, Special, Step};
+use e2e::require;
+use e2e::require::say;
+use e2e::snapshot::Snapshot;
+use e2e::tree::Kind;
+use unionfs::ondisk::record::RecordForm;
+
+use crate::peers::{THEIR_FAULTS, programs, seen};
+
+/// Operations of one history.
+const OPERATIONS: usize = 300;
+
+/// Owners in records, and nothing that fuse-overlayfs cannot read.
+const OURS: &str = ",xattr_permissions=2,redirect_dir=off,metacopy=off,index=off";
+
+/// Returns whether both store the step alike: fuse-overlayfs 1.10 knows no types in records, and shows the ACL of the inode.
+fn is_shared(step: &Step) -> bool {
+    match &step.op {
+        Op::Remount => false,
+        Op::Mknod { special, .. } => *special == Special::File,
+        Op::SetXattr { name, .. } | Op::RemoveXattr { name, .. } => name.0.starts_with(b"user."),
+        _ => true,
+    }
+}
+
+/// As [`seen`], without the records themselves, which fuse-overlayfs does not hide.
+fn shown(root: &Path) -> std::io::Result<Snapshot> {
+    let mut snapshot = seen(root)?;
+    snapshot.forget_xattr(RecordForm::Containers.name());
+    Ok(snapshot)
+}
+
+/// Lets the union make a random history; `program` then shows the same, reading the upper as the top of read-only layers.
+fn peer_reads(program: &Path, seed: u64) -> Result<(), String> {
+    let scratch = scratch();
+    let count = 1 + (seed % 3) as usize;
+    let mut trees = layers(seed, count);
+    trees.iter_mut().for_each(|tree| tree.retain(|_, kind| *kind != Kind::Fifo));
+    let places = Layers { extra: OURS.to_owned(), ..Layers::below(scratch.path(), count) };
+    trees.iter().zip(&places.lowers).for_each(|(tree, lower)| tree.build(lower));
+    let flavour = Flavour { handles: false, ..Flavour::full() };
+    let steps = Generator::new(seed, flavour, &flatten(&trees)).steps(OPERATIONS);
+    let mut writer = Mounted::new(places.clone());
+    let mut session = Session::new(&places.target);
+    steps.iter().filter(|step| is_shared(step)).for_each(|step| drop(session.execute(step)));
+    session.close_all();
+    let written = shown(&places.target).unwrap();
+    writer.unmount();
+    let lowers = places.upper.iter().chain(&places.lowers).cloned().collect();
+    let stacked = Layers { lowers, upper: None, work: None, extra: String::new(), ..places };
+    for reader in [program, &union_program()] {
+        let mut mounted = Mounted::with(reader, stacked.clone());
+        let lines = written.diff(&shown(&stacked.target).unwrap(), ("written", "read"));
+        mounted.unmount();
+        if !lines.is_empty() {
+            return Err(format!("{}, seed {seed}:\n{}", reader.display(), lines.join("\n")));
+        }
+    }
+    Ok(())
+}
+
+/// Lets `program` keep owners in records in a random history, in its old form; the union shows the same and goes on with
+/// it, and the program shows that.
+fn take_turns(program: &Path, seed: u64) -> Result<bool, String> {
+    let scratch = scratch();
+    let mut trees = layers(seed, 2);
+    trees.iter_mut().for_each(|tree| tree.retain(|_, kind| *kind != Kind::Fifo));
+    let theirs = Layers { extra: ",xattr_permissions=2".to_owned(), ..Layers::below(scratch.path(), 2) };
+    let ours = Layers { extra: OURS.to_owned(), ..theirs.clone() };
+    trees.iter().zip(&theirs.lowers).for_each(|(tree, lower)| tree.build(lower));
+    let flavour = Flavour { handles: false, ..Flavour::full() };
+    let mut generator = Generator::new(seed, flavour, &flatten(&trees));
+    for (writes, reads) in
+        [((program, &theirs), (&*union_program(), &ours)), ((&union_program(), &ours), (program, &theirs))]
+    {
+        let mut writer = Mounted::with(writes.0, writes.1.clone());
+        let mut session = Session::new(&theirs.target);
+        let steps = generator.steps(OPERATIONS / 2);
+        steps.iter().filter(|step| is_shared(step)).for_each(|step| drop(session.execute(step)));
+        session.close_all();
+        writer.remount();
+        // fuse-overlayfs 1.10 cannot look at what it made without a record.
+        let Ok(written) = shown(&theirs.target) else { return Ok(false) };
+        writer.unmount();
+        let mut reader = Mounted::with(reads.0, reads.1.clone());
+        let lines = written.diff(&shown(&theirs.target).map_err(|e| e.to_string())?, ("written", "read"));
+        reader.unmount();
+        if !lines.is_empty() {
+            return Err(format!("{} wrote, seed {seed}:\n{}", writes.0.display(), lines.join("\n")));
+        }
+    }
+    Ok(true)
+}
+
+#[test]
+fn the_union_goes_on_with_the_records_of_fuse_overlayfs() {
+    require!(Fuse, Union, Root, FuseOverlayfs);
+    for program in programs() {
+        let seeds =
+            (0..super::histories()).map(|number| 2 * number + 1).filter(|seed| !THEIR_FAULTS.contains(seed));
+        let results: Vec<_> = seeds.map(|seed| take_turns(&program, seed)).collect();
+        let equal = results.iter().filter(|result| **result == Ok(true)).count();
+        say(&format!(
+            "interop: {equal} of {} histories with records of {} taken over",
+            results.len(),
+            program.display()
+        ));
+        let faults: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        assert!(faults.is_empty(), "{} differ:\n{}", faults.len(), faults.join("\n"));
+    }
+}
+
+#[test]
+fn fuse_overlayfs_shows_the_owners_that_the_union_keeps_in_records() {
+    require!(Fuse, Union, Root, FuseOverlayfs);
+    for program in programs() {
+        let seeds =
+            (0..super::histories()).map(|number| 2 * number + 1).filter(|seed| !THEIR_FAULTS.contains(seed));
+        let results: Vec<_> = seeds.map(|seed| peer_reads(&program, seed)).collect();
+        say(&format!("interop: {} histories with records, read by {}", results.len(), program.display()));
+        let faults: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        assert!(faults.is_empty(), "{} differ:\n{}", faults.len(), faults.join("\n"));
+    }
+}
