@@ -103,11 +103,16 @@ impl Mounted {
 
     /// Mounts with a given program.
     pub fn with(program: &Path, layers: Layers) -> Self {
+        Self::try_with(program, layers).unwrap_or_else(|message| panic!("{message}"))
+    }
+
+    /// Mounts with a given program, or tells why not.
+    pub fn try_with(program: &Path, layers: Layers) -> Result<Self, String> {
         let stderr = layers.target.with_extension("stderr");
         let mut mounted =
             Self { layers, program: program.to_path_buf(), server: None, device: 0, stderr, watchdog: None };
-        mounted.mount();
-        mounted
+        mounted.try_mount()?;
+        Ok(mounted)
     }
 
     /// Returns the root of the mounted tree.

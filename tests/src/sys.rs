@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, MsFlags, ProtFlags, madvise, mmap, msync, munmap};
@@ -74,4 +74,85 @@ pub fn set_idmap(mount: impl AsFd, namespace: impl AsFd) -> std::io::Result<()> 
         )
     };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Asks for a lease (`F_RDLCK`, `F_WRLCK`, `F_UNLCK`) on an open file.
+pub fn lease(file: impl AsFd, kind: libc::c_int) -> Result<libc::c_int, Errno> {
+    // SAFETY: the call takes numbers only.
+    Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) })
+}
+
+/// Returns the extended inode flags (`FS_IOC_FSGETXATTR`) as the kernel's five words.
+pub fn extended_flags(file: impl AsFd) -> Result<[u32; 5], Errno> {
+    let mut out = [0_u32; 7];
+    // SAFETY: the request's number says that 28 bytes are written, and `out` has as many.
+    let done =
+        unsafe { libc::ioctl(file.as_fd().as_raw_fd(), 0x801c_581f_u32 as libc::Ioctl, out.as_mut_ptr()) };
+    Errno::result(done).map(|_| out[..5].try_into().unwrap())
+}
+
+/// Sets the extended inode flags (`FS_IOC_FSSETXATTR`), the other words as they are.
+pub fn set_extended_flags(file: impl AsFd, flags: u32) -> Result<(), Errno> {
+    let mut words = [0_u32; 7];
+    words[..5].copy_from_slice(&extended_flags(&file)?);
+    words[0] = flags;
+    // SAFETY: the request's number says that 28 bytes are read, and `words` has as many.
+    let done =
+        unsafe { libc::ioctl(file.as_fd().as_raw_fd(), 0x401c_5820_u32 as libc::Ioctl, words.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+/// Returns the generation of an inode (`FS_IOC_GETVERSION`).
+pub fn generation(file: impl AsFd) -> Result<u32, Errno> {
+    let mut out = 0_u64;
+    // SAFETY: the kernel writes an int, or as the request's number says a long; there is room for either.
+    let done = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), 0x8008_7601_u32 as libc::Ioctl, &raw mut out) };
+    Errno::result(done).map(|_| out as u32)
+}
+
+/// A fanotify group that hears of one directory and what is in it.
+#[derive(Debug)]
+pub struct Fanotify(OwnedFd);
+
+impl Fanotify {
+    /// Starts to listen for `mask`.
+    pub fn on(directory: impl AsFd, mask: u64) -> Result<Self, Errno> {
+        let flags = libc::FAN_CLASS_NOTIF | libc::FAN_NONBLOCK | libc::FAN_CLOEXEC;
+        // SAFETY: the call takes numbers only, and what it returns is a new descriptor.
+        let group = unsafe {
+            let group = Errno::result(libc::fanotify_init(flags, libc::O_RDONLY as u32))?;
+            OwnedFd::from_raw_fd(group)
+        };
+        // SAFETY: no path is given, so the directory is the descriptor itself.
+        let done = unsafe {
+            libc::fanotify_mark(
+                group.as_raw_fd(),
+                libc::FAN_MARK_ADD,
+                mask | libc::FAN_EVENT_ON_CHILD,
+                directory.as_fd().as_raw_fd(),
+                std::ptr::null(),
+            )
+        };
+        Errno::result(done).map(|_| Self(group))
+    }
+
+    /// Returns the masks of the events since the last call.
+    pub fn events(&self) -> Vec<u64> {
+        let mut masks = Vec::new();
+        let mut buffer = [0_u8; 4096];
+        while let Ok(len) = rustix::io::read(&self.0, &mut buffer) {
+            let size = size_of::<libc::fanotify_event_metadata>();
+            for event in buffer[..len].chunks_exact(size) {
+                // SAFETY: the kernel wrote whole records; any bytes are a value of this type.
+                let event: libc::fanotify_event_metadata =
+                    unsafe { event.as_ptr().cast::<libc::fanotify_event_metadata>().read_unaligned() };
+                masks.push(event.mask);
+                if event.fd >= 0 {
+                    // SAFETY: the kernel opened it for the reader of this record, nobody else has it.
+                    drop(unsafe { OwnedFd::from_raw_fd(event.fd) });
+                }
+            }
+        }
+        masks
+    }
 }

@@ -15,7 +15,7 @@
 //! - 14 `fuse`, `tools`
 //! - 13 `union`
 //! - 12 `rename`
-//! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `xattr_ops`
+//! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `inode_flags`, `xattr_ops`
 //! - 10 `copy_up`, `links`
 //! - 9 `upper_file`
 //! - 8 `tree` (knows `identity`), `identity` (knows `tree`)
@@ -43,6 +43,7 @@ mod idle_files;
 pub mod idmap;
 mod index;
 mod inode;
+mod inode_flags;
 mod inode_table;
 mod links;
 mod lookup;

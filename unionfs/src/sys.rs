@@ -6,6 +6,8 @@
 pub(crate) mod copy;
 pub(crate) mod dirents;
 pub(crate) mod handle;
+pub(crate) mod inode_flags;
+pub(crate) mod mount_attr;
 pub(crate) mod stat;
 pub(crate) mod xattr;
 
@@ -36,6 +38,15 @@ pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Er
 pub(crate) fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     retry(|| rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode)))
+}
+
+/// Opens `name` in `dir` for reading, without moving its access time where this process may ask for that (the owner,
+/// or with `CAP_FOWNER`).
+pub(crate) fn open_quietly(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    match open_at(dir, name, flags | OFlags::NOATIME, 0) {
+        Err(Errno::PERM) => open_at(dir, name, flags, 0),
+        result => result,
+    }
 }
 
 /// Opens a handle on `name` in `dir` that reads no data: for attributes, or as a base for `*at` calls.
@@ -89,4 +100,9 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, 
             result => return result,
         }
     }
+}
+
+/// Returns what the C library noted of the last call.
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }

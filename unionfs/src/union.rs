@@ -23,7 +23,7 @@ use crate::request::{
 };
 use crate::sys::Stat;
 use crate::tree::Tree;
-use crate::{attr, file_io, identity, lookup, remove, rename, xattr_ops};
+use crate::{attr, file_io, identity, inode_flags, lookup, remove, rename, xattr_ops};
 
 /// Positions of `.` and `..` in every listing; names follow.
 const DOTS: u64 = 2;
@@ -401,6 +401,12 @@ impl Union {
         let tree = self.tree.enter();
         tree.stack.upper()?;
         xattr_ops::remove(&tree, &tree.table.get(node)?, name)
+    }
+
+    /// Answers an ioctl(2) about the flags of a file or directory. `input` is what the caller's argument holds.
+    pub fn ioctl(&self, node: NodeId, command: u32, input: &[u8]) -> Result<Vec<u8>> {
+        let tree = self.tree.enter();
+        inode_flags::ioctl(&tree, &tree.table.get(node)?, command, input)
     }
 
     /// Called when the mount is gone. Every change is on its layer already; what `fsync` promises was kept when it

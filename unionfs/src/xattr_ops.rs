@@ -18,6 +18,10 @@ use crate::tree::Tree;
 /// The label of an object under SELinux.
 const SELINUX: &[u8] = b"security.selinux";
 
+/// What every object may have, whatever its layer can store.
+const COMMON: [&[u8]; 5] =
+    [b"user.", b"trusted.", b"security.", b"system.posix_acl_access", b"system.posix_acl_default"];
+
 /// Returns the value of an attribute.
 ///
 /// # Errors
@@ -35,6 +39,11 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     match value {
         // "No labels here" stops programs that list a directory from asking for each file; "no label" does not.
         Err(error) if name == SELINUX && error.is(Errno::NODATA) => Err(Error::new(Errno::OPNOTSUPP)),
+        // A layer without attributes (squashfs, exFAT) is no reason to refuse: the kernel would not even open a file
+        // whose ACL it is not told.
+        Err(error) if name != SELINUX && error.is(Errno::OPNOTSUPP) && is_common(name) => {
+            Err(Error::new(Errno::NODATA))
+        }
         value => shown_value((&tree.uids, &tree.gids), name, value?),
     }
 }
@@ -76,15 +85,23 @@ fn stored_value(tree: &Tree, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
     stored.ok_or(Error::new(Errno::INVAL))
 }
 
+fn is_common(name: &[u8]) -> bool {
+    COMMON.iter().any(|common| name.starts_with(common))
+}
+
 /// Returns the names, each ended by NUL.
 pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
     offered(tree)?;
     let names = if inode.on_upper() {
         let owners = tree.stack.upper_owners();
-        let stored = sys::xattr::list(tree.pin_upper(inode)?.as_fd())?;
-        sys::xattr::names(&stored).filter_map(|name| owners.shown_name(name)).collect()
+        let listed = sys::xattr::list(tree.pin_upper(inode)?.as_fd()).map_err(Error::from);
+        listed.map(|names| sys::xattr::names(&names).filter_map(|name| owners.shown_name(name)).collect())
     } else {
-        tree.pin_lower(inode)?.xattr_names()?
+        tree.pin_lower(inode)?.xattr_names()
+    };
+    let names = match names {
+        Err(error) if error.is(Errno::OPNOTSUPP) => Vec::new(),
+        names => names?,
     };
     let mut shown = Vec::new();
     for name in &names {

@@ -161,8 +161,15 @@ impl Handler {
             | Request::Rmdir { .. }
             | Request::Rename { .. }
             | Request::Link { .. } => self.names(header, request, out),
+            Request::Ioctl { cmd, data, out_size, .. } => self.ioctl(node, cmd, data, out_size, out),
             ref rest => self.unserved(rest),
         }
+    }
+
+    fn ioctl(&self, node: NodeId, cmd: u32, data: &[u8], size: u32, out: &mut [u8]) -> Result<Outcome> {
+        let mut answer = self.union.ioctl(node, cmd, data)?;
+        answer.truncate(usize::try_from(size).unwrap_or(usize::MAX));
+        fitted(reply::ioctl(out, &answer))
     }
 
     /// Answers what no layer is asked about.
@@ -170,8 +177,6 @@ impl Handler {
         match request {
             // Sent by virtiofs only. One connection is one union: everything is flushed where its file is.
             Request::Syncfs | Request::Destroy => Ok(Outcome::Reply(0)),
-            // FS_IOC_GETFLAGS and its like: the upper's flags are not shown.
-            Request::Ioctl { .. } => Err(Errno::NOTTY.into()),
             // The kernel remembers ENOSYS and does itself what it asked for: it checks permissions by mode, keeps
             // locks, takes files for always ready, and has no block map. For requests of newer kernels it falls back.
             Request::Access { .. }

@@ -433,15 +433,19 @@ impl fuser::Filesystem for FuseAdapter {
     fn ioctl(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _handle: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(fuser::Errno::ENOTTY);
+        let work = |union: &Union| union.ioctl(node(ino), cmd, in_data);
+        self.answer(("ioctl", ino), reply, work, |reply, mut value| {
+            value.truncate(usize::try_from(out_size).unwrap_or(usize::MAX));
+            reply.ioctl(0, &value);
+        });
     }
 
     fn poll(

@@ -157,6 +157,16 @@ impl LowerFile {
         Ok(sys::xattr::names(&stored).filter_map(|name| self.owners.shown_name(name)).collect())
     }
 
+    /// Calls `question` with a descriptor for reading, for what only ioctl(2) tells.
+    pub(crate) fn ask<T>(
+        &self,
+        question: impl FnOnce(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+    ) -> std::result::Result<T, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = sys::proc_path(self.fd.as_fd());
+        question(sys::retry(|| rustix::fs::openat(CWD, &*path, flags, Mode::empty()))?.as_fd())
+    }
+
     /// Returns where data or a hole begins, as lseek(2) does.
     pub(crate) fn seek(&self, from: rustix::fs::SeekFrom) -> Result<u64> {
         Ok(rustix::fs::seek(&self.fd, from)?)
@@ -214,7 +224,13 @@ impl LowerLayer {
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
-        let root = open_tree(&plain, c"", clone).unwrap_or(plain);
+        let root = match open_tree(&plain, c"", clone) {
+            Ok(root) => {
+                protect(&root);
+                root
+            }
+            Err(_) => plain,
+        };
         let root_stat = sys::stat_fd(root.as_fd())?;
         let readable = rustix::fs::openat(
             &root,
@@ -327,9 +343,8 @@ impl LowerLayer {
 
     /// Opens `name` in `dir` for reading its data.
     pub(crate) fn open_data(&self, fds: &DirFds, dir: &LowerDir, name: &FileName) -> Result<LowerFile> {
-        // O_NOATIME is for owners only; access times of lowers are not kept, so not asking costs nothing.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        Ok(self.file(sys::open_at(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags, 0)?))
+        Ok(self.file(sys::open_quietly(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags)?))
     }
 
     /// Opens `name` in `dir` for its attributes.
@@ -350,6 +365,18 @@ impl LowerLayer {
         let marks =
             if dir.sealed { DirMarks::default() } else { marks::scan_names(self.dir_fd(fds, dir)?.as_fd())? };
         Ok(dir.marks.get_or_init(|| marks))
+    }
+}
+
+/// Makes a clone of a layer's mount read-only and keeps access times from being moved through it, as kernel overlayfs does.
+fn protect(mount: &OwnedFd) {
+    let quiet = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME;
+    // In a user namespace access times of mounts from outside are locked. What cannot be had is no loss: nothing here
+    // writes, and files and directories are opened quietly where that is allowed.
+    let done = sys::mount_attr::set(mount.as_fd(), quiet, libc::MOUNT_ATTR__ATIME)
+        .or_else(|_| sys::mount_attr::set(mount.as_fd(), libc::MOUNT_ATTR_RDONLY, 0));
+    if let Err(errno) = done {
+        tracing::debug!("a lower layer's mount keeps its flags: {errno}");
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn for_each_name(
     dir: BorrowedFd<'_>,
     mut each: impl FnMut(RawEntry<'_>) -> Result<bool, Errno>,
 ) -> Result<(), Errno> {
-    let readable = super::open_at(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+    let readable = super::open_quietly(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); BUFFER];
     let mut entries = RawDir::new(readable, &mut buffer);
     while let Some(entry) = entries.next() {

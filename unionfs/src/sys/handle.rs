@@ -39,7 +39,7 @@ pub(crate) fn handle_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(i32, Vec<u8
         libc::name_to_handle_at(dir.as_raw_fd(), name.as_ptr(), (&raw mut raw).cast(), &raw mut mount_id, 0)
     };
     if done < 0 {
-        return Err(last_errno());
+        return Err(super::last_errno());
     }
     let len = usize::try_from(raw.bytes).unwrap_or(MAX_HANDLE).min(MAX_HANDLE);
     Ok((raw.kind, raw.handle.get(..len).unwrap_or_default().to_vec()))
@@ -54,9 +54,5 @@ pub(crate) fn file_system_uuid(fd: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
     // JUSTIFICATION: rustix has no such ioctl.
     // SAFETY: the kernel writes at most `size_of::<FsUuid>()` bytes, which the request's number encodes.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut out) };
-    if done < 0 { Err(last_errno()) } else { Ok(out.uuid) }
-}
-
-fn last_errno() -> Errno {
-    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+    if done < 0 { Err(super::last_errno()) } else { Ok(out.uuid) }
 }

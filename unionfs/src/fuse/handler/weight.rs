@@ -17,6 +17,7 @@ impl Handler {
             | Request::Fsyncdir { .. }
             | Request::Syncfs
             | Request::Fallocate { .. }
+            | Request::Ioctl { .. }
             | Request::CopyFileRange(_)
             | Request::CopyFileRange64(_) => true,
             // What changes a lower file copies it up first, all of it.

@@ -166,6 +166,12 @@ pub fn xattr_size(out: &mut [u8], size: u32) -> Option<usize> {
     w.u32(size).u32(0).finish()
 }
 
+/// Answer to IOCTL: success, and what is copied to the caller.
+pub fn ioctl(out: &mut [u8], value: &[u8]) -> Option<usize> {
+    let mut w = Writer::new(out);
+    w.zeros(16).bytes(value).finish()
+}
+
 /// Answer that is only bytes.
 pub fn bytes(out: &mut [u8], value: &[u8]) -> Option<usize> {
     let mut w = Writer::new(out);
