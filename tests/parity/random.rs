@@ -98,6 +98,12 @@ fn random_histories_equal_a_plain_directory_without_writeback() {
 }
 
 #[test]
+fn random_histories_equal_a_plain_directory_with_files_copied_in_parts() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",copyup=range:4096"), &Server::Plain, 2, Flavour::full(), NONE);
+}
+
+#[test]
 fn random_histories_equal_a_plain_directory_without_any_caching() {
     require!(Fuse, Union);
     compare(&Server::ours_with(",timeout=0"), &Server::Plain, 2, Flavour::full(), NONE);

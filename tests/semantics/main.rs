@@ -2,6 +2,7 @@
 
 mod attributes;
 mod calls;
+mod durability;
 mod idmapped;
 mod kernel;
 mod layers;
@@ -74,7 +75,7 @@ fn mark(path: &Path, name: &str) -> Option<Vec<u8>> {
 #[test]
 fn as_an_ordinary_user_through_fusermount3() {
     require!(Fuse, Union, Root, Tester);
-    for module in ["attributes::", "calls::", "layers::", "names::", "upper::"] {
+    for module in ["attributes::", "calls::", "durability::", "layers::", "names::", "upper::"] {
         run_again(Role::Plain, module);
     }
 }

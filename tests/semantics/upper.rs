@@ -84,17 +84,6 @@ fn a_whiteout_is_written_only_where_a_lower_has_the_name() {
 }
 
 #[test]
-fn volatile_leaves_no_mark_in_the_workdir() {
-    require!(Fuse, Union);
-    let mut union = Fixture::new(&[LayerTree::new()], ",volatile");
-    let work = union.mounted.layers().work.clone().unwrap();
-    fs::write(union.at("f"), "1").unwrap();
-    assert!(!work.join("work/incompat").exists());
-    union.mounted.remount();
-    assert_eq!(fs::read(union.at("f")).unwrap(), b"1");
-}
-
-#[test]
 fn a_second_mount_of_a_workdir_is_told_and_not_refused() {
     require!(Fuse, Union);
     let union = Fixture::new(&[LayerTree::new().file("f", "1")], "");

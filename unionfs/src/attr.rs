@@ -41,6 +41,7 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
         Some(_) => Need::Data,
     };
     copy_up::ensure_upper(tree, inode, need)?;
+    keep_marks_removable(tree, inode, change)?;
     if let Some(size) = change.size {
         file_io::truncate(tree, inode, size, change.kill_suidgid)?;
     }
@@ -55,6 +56,9 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     if inode.kind == FileKind::Symlink && change.mode.is_some() {
         return Err(Error::new(Errno::OPNOTSUPP));
     }
+    // The background puts times back as they were before it copied.
+    let parts = tree.parts(inode);
+    let _still = parts.as_ref().map(|parts| parts.hold_still());
     let apply = |object: Object<'_>| apply(tree, object, owner, change);
     let stat = match by_name(tree, inode, &apply) {
         Some(stat) => stat?,
@@ -65,6 +69,17 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     let shown_otherwise = inode.is_metacopy() || inode.state.read().index.is_some();
     let stat = if shown_otherwise { tree.stat(inode)? } else { stat };
     Ok(tree.attr(inode, &stat))
+}
+
+/// Finishes a file before its mode forbids that to an ordinary user.
+fn keep_marks_removable(tree: &Tree, inode: &Inode, change: &SetAttr) -> Result<()> {
+    let upper = tree.stack.upper()?;
+    let privileged = upper.features.chown || !upper.owners.are_inodes();
+    if privileged || change.mode.is_none_or(|mode| mode & 0o200 != 0) {
+        return Ok(());
+    }
+    let ino = inode.state.read().upper;
+    ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))
 }
 
 /// How an upper object is named to the calls that change it.

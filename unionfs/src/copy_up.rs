@@ -4,6 +4,7 @@
 //! the temporary object. Callers say what they need and know nothing more. The copying holds only the object's own
 //! `copy_up` lock: lookups, and reads of the object itself, go on.
 
+mod data;
 mod fill;
 mod metadata;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 
+use crate::copy_up::data::{DataCopy, Whereabouts};
 use crate::error::{Errno, Error, Result};
 use crate::index;
 use crate::inode::{Data, Indexed, Inode, Lower, Place, State, UpperFile};
@@ -24,13 +26,14 @@ use crate::stack::upper::UpperLayer;
 use crate::stack::workdir::Temp;
 use crate::sys::{self, Stat};
 use crate::tree::{Tree, no_whiteouts};
-use crate::upper_file;
 
 /// How much of the object the caller needs on the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// All of it.
+    /// All of it. The data may come to be safe on the disk, or even be copied, a little later.
     Data,
+    /// All of it, safe: the object is about to get another name, and marks count under its first one only.
+    Safe,
     /// Everything but the data, which the caller throws away: an empty file.
     Truncate,
     /// Everything but the data, which stays where it is: a metacopy, where the mount makes them.
@@ -62,6 +65,10 @@ pub(crate) fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Resul
     }
     if need != Need::Metadata && inode.is_metacopy() {
         fill::fill(tree, inode, need)?;
+    }
+    if need == Need::Safe && inode.kind == FileKind::Regular {
+        let ino = inode.state.read().upper;
+        ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))?;
     }
     Ok(())
 }
@@ -95,9 +102,9 @@ struct CopyUp<'a> {
 struct Built<'a> {
     temp: Temp<'a>,
     /// For reading and writing if it is a regular file, else for attributes.
-    fd: OwnedFd,
-    /// It has no data of its own.
-    metacopy: bool,
+    fd: Arc<OwnedFd>,
+    /// Where its data is.
+    data: Whereabouts,
     /// Its place in the index, if the lower object has several names.
     index: Option<Box<Indexed>>,
 }
@@ -115,20 +122,30 @@ impl CopyUp<'_> {
         let fd = self.make(&temp, source, stat)?;
         let index = self.mark_origin(fd.as_fd(), stat)?;
         let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
-        match self.need {
-            Need::Data if has_data => self.copy_data(fd.as_fd())?,
+        let data = match self.need {
+            Need::Data | Need::Safe if has_data => {
+                let (tree, upper, inode, need) = (self.tree, self.upper, &**self.inode, self.need);
+                let (linked, mode) = (index.is_some(), stat.mode);
+                DataCopy { tree, upper, inode, need, linked, mode }.run(fd.as_fd())?
+            }
             Need::Metadata if has_data => {
                 // Set while the mode still lets an ordinary user do it.
                 self.mark_metacopy(fd.as_fd())?;
                 sys::retry(|| rustix::fs::ftruncate(&fd, stat.size))?;
+                Whereabouts::Lower
             }
-            _ => {}
-        }
+            _ => Whereabouts::Upper,
+        };
         metadata::copy(self.tree, source, stat, fd.as_fd(), self.need)?;
-        if has_data && self.need == Need::Data && self.tree.policy.sync_copy_up {
-            sys::retry(|| rustix::fs::fdatasync(&fd))?;
+        if self.tree.policy.strict {
+            match stat.kind() {
+                FileKind::Regular => sys::retry(|| rustix::fs::fsync(&fd))?,
+                FileKind::Directory => self.tree.sync_names(fd.as_fd())?,
+                // Nothing else can be synced by itself; its name is.
+                _ => {}
+            }
         }
-        Ok(Built { temp, fd, metacopy: has_data && self.need == Need::Metadata, index })
+        Ok(Built { temp, fd: Arc::new(fd), data, index })
     }
 
     /// Stores where the object comes from: the lower's record, and the number it is shown with. Tells its place in the
@@ -201,11 +218,6 @@ impl CopyUp<'_> {
         Ok(sys::pin_at(work, name)?)
     }
 
-    fn copy_data(&self, to: BorrowedFd<'_>) -> Result<()> {
-        let file = upper_file::open_lower_data(self.tree, self.inode)?;
-        file.copy_data_to(to, &self.upper.no_reflink)
-    }
-
     /// Moves the object to its place and makes the node serve it: disk first, then memory.
     fn publish(&self, built: Built<'_>, stat: &Stat) -> Result<()> {
         loop {
@@ -233,34 +245,49 @@ impl CopyUp<'_> {
         let new = sys::stat_fd(built.fd.as_fd())?;
         // Readers that began before see the old file to their end; who comes after sees the new one.
         let mut data = self.inode.data.write();
-        match (&self.tree.index, &built.index) {
-            (Some(index), Some(indexed)) => {
-                built.temp.publish(index.fd(), &indexed.entry, RenameFlags::empty())?;
-                index.link_to(&indexed.entry, parent.as_fd(), place.name.as_bytes())?;
-            }
-            _ => built.temp.publish(parent.as_fd(), place.name.as_bytes(), RenameFlags::NOREPLACE)?,
+        built.data.announce(self.tree, &built.fd, new.ino)?;
+        let Built { temp, fd, data: at, index } = built;
+        if let Err(error) = self.publish_as(temp, index.as_deref(), parent.as_fd(), place.name.as_bytes()) {
+            self.tree.unfinished.take_back(new.ino);
+            return Err(error);
         }
+        self.tree.sync_names(parent.as_fd())?;
         self.tree.mark_impure(&place.parent, parent.as_fd())?;
         // Copying an object up is no change to the directory that holds it.
         set_times(parent.as_fd(), &before)?;
         {
             let mut state = self.inode.state.write();
             state.upper = Some(new.ino);
-            state.index = built.index;
+            state.index = index;
             state.lost_links = 0;
             if self.inode.is_dir() {
                 state.upper_whiteouts = no_whiteouts();
             } else {
-                leave_lower(&mut state, built.metacopy);
+                leave_lower(&mut state, &at);
             }
         }
         let stack = &self.tree.stack;
         let key = ObjectKey::new(stack.upper_number(), stack.device_index(new.dev), new.ino);
         self.tree.table.rekey(self.inode, key, Some(&place.parent));
-        if !built.metacopy {
-            self.serve(&mut data, built.fd, stat);
-        }
+        self.serve(&mut data, fd, &at, stat);
         Ok(())
+    }
+
+    /// The step that publishes.
+    fn publish_as(
+        &self,
+        temp: Temp<'_>,
+        indexed: Option<&Indexed>,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<()> {
+        match (&self.tree.index, indexed) {
+            (Some(index), Some(indexed)) => {
+                temp.publish(index.fd(), &indexed.entry, RenameFlags::empty())?;
+                index.link_to(&indexed.entry, parent, name)
+            }
+            _ => temp.publish(parent, name, RenameFlags::NOREPLACE),
+        }
     }
 
     /// The object lost its last name meanwhile: it goes on without one.
@@ -275,33 +302,33 @@ impl CopyUp<'_> {
             let mut state = self.inode.state.write();
             state.upper = Some(stat.ino);
             state.pinned = Some(Arc::new(pin));
-            leave_lower(&mut state, built.metacopy);
+            leave_lower(&mut state, &built.data);
         }
         self.tree.table.unkey(self.inode);
-        if !built.metacopy {
-            self.serve(&mut data, built.fd, &stat);
+        if matches!(built.data, Whereabouts::InParts(_)) {
+            built.data.announce(self.tree, &built.fd, stat.ino)?;
         }
+        self.serve(&mut data, built.fd, &built.data, &stat);
         drop(built.temp);
         Ok(())
     }
 
     /// Switches open handles to the new file, and keeps it for the change that is about to come.
-    fn serve(&self, data: &mut Option<Data>, fd: OwnedFd, stat: &Stat) {
-        if self.inode.kind == FileKind::Regular {
-            let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-            *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
+    fn serve(&self, data: &mut Option<Data>, fd: Arc<OwnedFd>, at: &Whereabouts, stat: &Stat) {
+        if self.inode.kind == FileKind::Regular && !matches!(at, Whereabouts::Lower) {
+            *data = Some(Data::Upper(UpperFile { parts: at.parts(), ..UpperFile::new(fd, true, stat.mode) }));
         }
     }
 }
 
 /// Takes the lower part away from a copied-up file; a metacopy keeps where its data is.
-fn leave_lower(state: &mut State, metacopy: bool) {
+fn leave_lower(state: &mut State, at: &Whereabouts) {
     let lower = std::mem::take(&mut state.lower);
-    match lower {
-        Lower::File(dir, name) if metacopy => {
+    match (lower, at) {
+        (Lower::File(dir, name), Whereabouts::Lower) => {
             state.lower_data.get_or_insert_with(|| Box::new(LowerName { dir, name }));
         }
-        _ if metacopy => {}
+        (_, Whereabouts::Lower) => {}
         _ => state.lower_data = None,
     }
 }

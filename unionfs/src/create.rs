@@ -392,8 +392,7 @@ pub(crate) fn create_open(
 fn serve(tree: &Tree, inode: &Arc<Inode>, fd: OwnedFd, stat: &Stat) -> Opened {
     let mut data = inode.data.write();
     inode.opens.fetch_add(1, Ordering::Relaxed);
-    let may_have_suid = stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
-    *data = Some(Data::Upper(UpperFile { fd: Arc::new(fd), writable: true, may_have_suid }));
+    *data = Some(Data::Upper(UpperFile::new(Arc::new(fd), true, stat.mode)));
     drop(data);
     Opened { fh: tree.files.insert(FileHandle { inode: Arc::clone(inode) }), keep_cache: true }
 }
@@ -443,7 +442,7 @@ pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[
     if node.is_dir() || node.id == NodeId::ROOT {
         return Err(Error::new(Errno::PERM));
     }
-    copy_up::ensure_upper(tree, node, Need::Data)?;
+    copy_up::ensure_upper(tree, node, Need::Safe)?;
     copy_up::ensure_upper(tree, parent, Need::Data)?;
     let _names = parent.names.lock();
     if parent.state.read().unlinked {

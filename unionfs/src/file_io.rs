@@ -47,7 +47,7 @@ pub(crate) fn open(tree: &Tree, inode: &Arc<Inode>, flags: u32, kill_suidgid: bo
     let mut data = inode.data.write();
     load(tree, inode, &mut data, if writes { Access::Write } else { Access::Read })?;
     if let (true, Some(Data::Upper(file))) = (truncates, &mut *data) {
-        sys::retry(|| rustix::fs::ftruncate(&file.fd, 0))?;
+        set_size(file, 0)?;
         drop_set_id(tree.stack.upper_owners(), file, kill_suidgid)?;
     }
     inode.opens.fetch_add(1, Ordering::Relaxed);
@@ -126,9 +126,26 @@ fn with_upper<T>(tree: &Tree, inode: &Arc<Inode>, act: impl FnOnce(&UpperFile) -
     })
 }
 
+/// As [`with_upper`], with all the data there.
+fn with_upper_whole<T>(
+    tree: &Tree,
+    inode: &Arc<Inode>,
+    act: impl FnOnce(&UpperFile) -> Result<T>,
+) -> Result<T> {
+    with_upper(tree, inode, |file| {
+        file.complete()?;
+        act(file)
+    })
+}
+
 /// Reads at `offset` until `buffer` is full or the file ends.
 pub(crate) fn read(tree: &Tree, inode: &Arc<Inode>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
     with_data(tree, inode, Access::Read, |data| {
+        if let Data::Upper(file) = data
+            && let Some(parts) = file.parts()
+        {
+            return parts.read(file.fd.as_fd(), buffer, offset);
+        }
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = offset + done as u64;
@@ -161,7 +178,10 @@ pub(crate) fn write(
     with_upper(tree, inode, |file| {
         let owners = tree.stack.upper_owners();
         let set_id = if file.may_have_suid { Some(owners.stat_fd(file.fd.as_fd())?.mode) } else { None };
-        sys::copy::write_all(file.fd.as_fd(), bytes, offset)?;
+        match file.parts() {
+            Some(parts) => parts.write(file.fd.as_fd(), bytes, offset)?,
+            None => sys::copy::write_all(file.fd.as_fd(), bytes, offset)?,
+        }
         match set_id {
             Some(mode) if !kill_suidgid => keep_set_id(owners, file, mode)?,
             _ => drop_set_id(owners, file, kill_suidgid)?,
@@ -205,9 +225,16 @@ pub(crate) fn note_mode(inode: &Inode, mode: u32) {
 /// Sets the size.
 pub(crate) fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
     with_upper(tree, inode, |file| {
-        sys::retry(|| rustix::fs::ftruncate(&file.fd, size))?;
+        set_size(file, size)?;
         drop_set_id(tree.stack.upper_owners(), file, kill_suidgid)
     })
+}
+
+fn set_size(file: &UpperFile, size: u64) -> Result<()> {
+    match file.parts() {
+        Some(parts) => parts.truncate(file.fd.as_fd(), size),
+        None => Ok(sys::retry(|| rustix::fs::ftruncate(&file.fd, size))?),
+    }
 }
 
 /// Writes data back to the disk.
@@ -215,6 +242,9 @@ pub(crate) fn fsync(tree: &Tree, inode: &Arc<Inode>, datasync: bool) -> Result<(
     if !inode.on_upper() || !tree.policy.sync_requests {
         return Ok(());
     }
+    // An object that was just copied up is the old one after a power cut until it is finished.
+    let ino = inode.state.read().upper;
+    ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))?;
     with_data(tree, inode, Access::Read, |data| {
         let Data::Upper(file) = data else { return Ok(()) };
         let sync =
@@ -236,7 +266,9 @@ pub(crate) fn fsyncdir(tree: &Tree, dir: &Inode, datasync: bool) -> Result<()> {
 /// Allocates, punches or zeroes a range. `mode` is that of fallocate(2).
 pub(crate) fn fallocate(tree: &Tree, inode: &Arc<Inode>, offset: u64, length: u64, mode: u32) -> Result<()> {
     let flags = FallocateFlags::from_bits_retain(mode);
-    with_upper(tree, inode, |file| Ok(sys::retry(|| rustix::fs::fallocate(&file.fd, flags, offset, length))?))
+    with_upper_whole(tree, inode, |file| {
+        Ok(sys::retry(|| rustix::fs::fallocate(&file.fd, flags, offset, length))?)
+    })
 }
 
 /// Finds the next data or hole. `whence` is `SEEK_DATA` or `SEEK_HOLE`.
@@ -248,7 +280,10 @@ pub(crate) fn lseek(tree: &Tree, inode: &Arc<Inode>, offset: u64, whence: u32) -
     };
     with_data(tree, inode, Access::Read, |data| match data {
         Data::Lower(file) => file.seek(from),
-        Data::Upper(file) => Ok(rustix::fs::seek(&file.fd, from)?),
+        Data::Upper(file) => {
+            file.complete()?;
+            Ok(rustix::fs::seek(&file.fd, from)?)
+        }
     })
 }
 
@@ -260,14 +295,23 @@ pub(crate) fn copy_file_range(
     len: u64,
 ) -> Result<u64> {
     let len = usize::try_from(len.min(COPY_RANGE_MAX)).unwrap_or(usize::MAX);
-    with_upper(tree, target.0, |to| {
+    with_upper_whole(tree, target.0, |to| {
         with_data(tree, source.0, Access::Read, |from| {
             let (mut from_at, mut to_at) = (source.1, target.1);
             let copied = match from {
                 Data::Lower(file) => file.copy_range_to(from_at, to.fd.as_fd(), to_at, len)?,
-                Data::Upper(file) => sys::retry(|| {
-                    rustix::fs::copy_file_range(&file.fd, Some(&mut from_at), &to.fd, Some(&mut to_at), len)
-                })?,
+                Data::Upper(file) => {
+                    file.complete()?;
+                    sys::retry(|| {
+                        rustix::fs::copy_file_range(
+                            &file.fd,
+                            Some(&mut from_at),
+                            &to.fd,
+                            Some(&mut to_at),
+                            len,
+                        )
+                    })?
+                }
             };
             Ok(copied as u64)
         })

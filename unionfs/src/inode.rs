@@ -3,13 +3,15 @@
 //! A node is the object that serves data and attributes. Copy-up moves it from a lower to the upper under the same
 //! number; rename changes its place; unlink takes its places away, and it lives on while anybody holds it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::error::Result;
 use crate::name::FileName;
+use crate::parts::Parts;
 use crate::request::{FileKind, NodeId};
 use crate::stack::lower::{LowerDir, LowerFile, LowerName};
 use crate::stack::marks::DirMarks;
@@ -146,6 +148,26 @@ pub(crate) struct UpperFile {
     pub writable: bool,
     /// It may have set-id bits, or capabilities that its file system does not know: a write has to look.
     pub may_have_suid: bool,
+    /// How it is served until it has all its data.
+    pub parts: Option<Arc<Parts>>,
+}
+
+impl UpperFile {
+    /// Describes an open file that has all its data.
+    pub(crate) fn new(fd: Arc<OwnedFd>, writable: bool, mode: u32) -> Self {
+        let may_have_suid = mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        Self { fd, writable, may_have_suid, parts: None }
+    }
+
+    /// Returns how the file is served, while that is in parts.
+    pub(crate) fn parts(&self) -> Option<&Parts> {
+        self.parts.as_deref().filter(|parts| !parts.is_complete())
+    }
+
+    /// Copies all that is missing, for calls that are too seldom to be done on two files at once.
+    pub(crate) fn complete(&self) -> Result<()> {
+        self.parts().map_or(Ok(()), |parts| parts.finish(self.fd.as_fd()))
+    }
 }
 
 static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);

@@ -19,9 +19,9 @@
 //! - 10 `copy_up`, `links`
 //! - 9 `upper_file`
 //! - 8 `tree` (knows `identity`), `identity` (knows `tree`)
-//! - 7 `dir_cache`, `handles`, `idle_files`, `index`, `inode_table`
+//! - 7 `dir_cache`, `handles`, `idle_files`, `index`, `inode_table`, `unfinished`
 //! - 6 `inode`, `merge`
-//! - 5 `lookup`
+//! - 5 `lookup`, `parts`
 //! - 4 `stack`
 //! - 3 `options`, `ondisk`
 //! - 2 `idmap`, `sys`
@@ -51,6 +51,7 @@ mod merge;
 mod name;
 pub mod ondisk;
 pub mod options;
+mod parts;
 mod remove;
 mod rename;
 pub mod request;
@@ -58,6 +59,7 @@ mod stack;
 mod sys;
 pub mod tools;
 mod tree;
+mod unfinished;
 pub mod union;
 mod upper_file;
 mod xattr_ops;

@@ -15,6 +15,7 @@ use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{LowerDir, LowerName};
 use crate::stack::marks::{self, DirAttrs, FileMarks};
+use crate::stack::settle::{self, Settled};
 use crate::sys::{self, Stat};
 
 /// A directory of the union to look a name up in.
@@ -126,16 +127,7 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
         match stack.upper_owners().stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if !stat.is_dir() => {
-                let mut found = Found::new(stat, Some(None));
-                found.marks = marks::read_file_marks(upper, name, stack.namespace, stack.follow)?;
-                if found.marks.metacopy {
-                    let redirect = found.marks.redirect.take();
-                    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, target);
-                    // A file whose data is nowhere cannot be shown with content that it never had.
-                    let data = find_data(stack, dir.lowers, target, 0)?;
-                    found.data = Some(data.ok_or(Error::new(Errno::IO))?);
-                }
-                return Ok(Some(found));
+                return upper_file(stack, (upper, name), dir.lowers, stat).map(Some);
             }
             Ok(stat) => {
                 let fd = sys::open_at(upper, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
@@ -161,6 +153,47 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
         _ => dir.lowers,
     };
     find_below(stack, lowers, target, on_upper)
+}
+
+/// Finds out about a file that the upper has: whole, or with its data on a lower.
+fn upper_file(
+    stack: &LayerStack,
+    (dir, name): (BorrowedFd<'_>, &[u8]),
+    lowers: &[Arc<LowerDir>],
+    stat: Stat,
+) -> Result<Found> {
+    let mut found = Found::new(stat, Some(None));
+    found.marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+    let upper = stack.upper()?;
+    if let (true, Some(mark)) = (found.marks.metacopy, &found.marks.unfinished) {
+        // Of our own ones we know what is where, and finish them.
+        if settle::is_own(mark, upper.writer) {
+            return Ok(found);
+        }
+        if !upper.lease.is_held() {
+            settle::wait_for_finisher(upper.root_fd());
+            found.stat = upper.owners.stat_at(dir, name)?;
+            found.marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+        }
+    }
+    if !found.marks.metacopy {
+        return Ok(found);
+    }
+    let redirect = found.marks.redirect.take();
+    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()));
+    // A file whose data is nowhere cannot be shown with content that it never had.
+    let data = find_data(stack, lowers, target, 0)?.ok_or(Error::new(Errno::IO))?;
+    if let Some(mark) = &found.marks.unfinished {
+        let lower = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?;
+        let whole = settle::is_whole(mark, upper.writer);
+        let settled = settle::settle(dir, name, (stack.namespace, upper.durability), whole, &lower)?;
+        found.stat = upper.owners.stat_at(dir, name)?;
+        if settled == Settled::Whole {
+            return Ok(found);
+        }
+    }
+    found.data = Some(data);
+    Ok(found)
 }
 
 /// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
@@ -211,7 +244,7 @@ fn find_below(
             Probe::Stop => break,
             Probe::Object(stat, ..) if !stat.is_dir() => {
                 if let (None, Some(parent)) = (&found, parent) {
-                    let data = lower_data(stack, lowers, &parent, &target, &stat)?;
+                    let (data, stat) = lower_data(stack, lowers, &parent, &target, stat)?;
                     let lower = LowerPart::File(parent);
                     return Ok(Some(Found { lower, data, ..Found::new(stat, None) }));
                 }
@@ -241,46 +274,75 @@ fn find_below(
     Ok(found)
 }
 
-/// Returns where the data of a file is that holds only attributes (metacopy); `None` for a whole file.
-fn metacopy_target(
+/// What a file on a lower says about where its data is.
+enum Whereabouts {
+    /// In itself.
+    Here,
+    /// Below; it holds only attributes (metacopy).
+    Below(Target),
+    /// Below, because a server left it unfinished: its size says nothing.
+    BelowAsBefore(Target),
+}
+
+fn whereabouts(
     stack: &LayerStack,
+    parent: &LowerDir,
     dir: BorrowedFd<'_>,
     name: &[u8],
     stat: &Stat,
-) -> Result<Option<Target>> {
+) -> Result<Whereabouts> {
     if stat.kind() != FileKind::Regular || stat.size == 0 {
-        return Ok(None);
+        return Ok(Whereabouts::Here);
     }
-    match sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")) {
-        Ok(_) => {}
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
+    if !has_mark(sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")))? {
+        return Ok(Whereabouts::Here);
     }
-    let redirect = match sys::xattr::get_at(dir, name, &stack.namespace.name("redirect")) {
-        Ok(value) => Some(marks::parse_redirect(&value, stack.follow)?),
-        Err(Errno::NODATA) => None,
-        Err(errno) => return Err(errno.into()),
-    };
-    Ok(Some(redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()))))
+    let mut marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+    let layer = stack.lower(parent)?;
+    if marks.metacopy && marks.unfinished.is_some() {
+        // The mount that had this layer as its upper may have gone a moment ago.
+        layer.wait_for_finisher();
+        marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+    }
+    let unfinished = marks.unfinished.as_deref();
+    if !marks.metacopy || unfinished.is_some_and(|mark| settle::is_whole(mark, layer.reader())) {
+        return Ok(Whereabouts::Here);
+    }
+    let attrs = DirAttrs { redirect: marks.redirect, ..DirAttrs::default() };
+    let target = redirected(attrs, Target::Name(name.to_vec()));
+    Ok(if unfinished.is_some() { Whereabouts::BelowAsBefore(target) } else { Whereabouts::Below(target) })
 }
 
-/// Returns where the data of a file on a lower is, if it holds only attributes.
+/// Judges an attribute that is asked for because it may be a mark.
+fn has_mark(value: std::result::Result<Vec<u8>, Errno>) -> Result<bool> {
+    match value {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Returns where the data of a file on a lower is, if it holds only attributes, and the attributes to show.
 fn lower_data(
     stack: &LayerStack,
     lowers: &[Arc<LowerDir>],
     parent: &LowerDir,
     target: &Target,
-    stat: &Stat,
-) -> Result<Option<LowerName>> {
+    mut stat: Stat,
+) -> Result<(Option<LowerName>, Stat)> {
     if is_deepest(stack, parent) {
-        return Ok(None);
+        return Ok((None, stat));
     }
     let layer = stack.lower(parent)?;
     let fd = layer.dir_fd(&stack.fds, parent)?;
-    match metacopy_target(stack, fd.as_fd(), target.name(), stat)? {
-        None => Ok(None),
-        Some(next) => {
-            find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO)).map(Some)
+    let below = |next| find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO));
+    match whereabouts(stack, parent, fd.as_fd(), target.name(), &stat)? {
+        Whereabouts::Here => Ok((None, stat)),
+        Whereabouts::Below(next) => Ok((Some(below(next)?), stat)),
+        Whereabouts::BelowAsBefore(next) => {
+            let data = below(next)?;
+            stat.size = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?.size;
+            Ok((Some(data), stat))
         }
     }
 }
@@ -312,16 +374,17 @@ fn find_data(
             Probe::Object(stat, ..) if stat.kind() == FileKind::Regular => {
                 let fd = stack.lower(&parent)?.dir_fd(&stack.fds, &parent)?;
                 let deeper = if is_deepest(stack, &parent) {
-                    None
+                    Whereabouts::Here
                 } else {
-                    metacopy_target(stack, fd.as_fd(), &name, &stat)?
+                    whereabouts(stack, &parent, fd.as_fd(), &name, &stat)?
                 };
-                let Some(deeper) = deeper else {
-                    let name = FileName::new(&name)?;
-                    drop(fd);
-                    return Ok(Some(LowerName { dir: parent, name }));
-                };
-                target = deeper;
+                drop(fd);
+                match deeper {
+                    Whereabouts::Here => {
+                        return Ok(Some(LowerName { dir: Arc::clone(&parent), name: FileName::new(&name)? }));
+                    }
+                    Whereabouts::Below(deeper) | Whereabouts::BelowAsBefore(deeper) => target = deeper,
+                }
             }
             Probe::Stop | Probe::Object(..) => break,
         }

@@ -5,6 +5,7 @@ pub mod acl;
 pub mod capability;
 pub mod origin;
 pub mod record;
+pub mod unfinished;
 
 /// Prefix of a name that hides the rest of the name in the layers below (OCI image layers, AUFS).
 pub const WHITEOUT_PREFIX: &[u8] = b".wh.";

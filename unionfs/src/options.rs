@@ -62,6 +62,8 @@ pub struct MountOptions {
     pub userxattr: bool,
     /// What is synced when.
     pub fsync: FsyncPolicy,
+    /// How large files are copied up.
+    pub copy_up: CopyUpMode,
     /// Directories report a link count of 1.
     pub static_nlink: bool,
 
@@ -180,6 +182,33 @@ impl FsyncPolicy {
     /// Returns whether fsync requests of programs have an effect.
     pub const fn syncs(self) -> bool {
         matches!(self, Self::Auto | Self::Strict)
+    }
+}
+
+/// How large files are copied up whose blocks cannot be shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyUpMode {
+    /// As `Range` where that gains something.
+    #[default]
+    Auto,
+    /// The first change copies all data.
+    Full,
+    /// In files of this size and more, in bytes, the first change copies what it touches, and the rest follows.
+    Range(u64),
+}
+
+impl CopyUpMode {
+    /// Files of this size and more are copied in parts. Measured: to copy less takes no longer than what else belongs to
+    /// a copy-up, some milliseconds at most.
+    pub(crate) const LARGE: u64 = 4 << 20;
+
+    /// Returns the size from which files are copied in parts.
+    pub const fn parts_from(self) -> Option<u64> {
+        match self {
+            Self::Auto => Some(Self::LARGE),
+            Self::Full => None,
+            Self::Range(size) => Some(size),
+        }
     }
 }
 
@@ -345,6 +374,7 @@ impl Default for MountOptions {
             ino32: false,
             userxattr: false,
             fsync: FsyncPolicy::default(),
+            copy_up: CopyUpMode::default(),
             static_nlink: false,
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),

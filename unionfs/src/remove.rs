@@ -95,7 +95,8 @@ fn replace_by_whiteout(
         WhiteoutForm::CharDevice => {
             let temp = upper.workdir.temp();
             probe::make_whiteout(upper.workdir.fd(), temp.name())?;
-            temp.publish(dir, name, RenameFlags::empty())
+            temp.publish(dir, name, RenameFlags::empty())?;
+            tree.sync_names(dir)
         }
         WhiteoutForm::DotWh => {
             put_whiteout(tree, upper, parent, dir, name)?;
@@ -113,14 +114,14 @@ pub(crate) fn put_whiteout(
     name: &[u8],
 ) -> Result<()> {
     match upper.features.whiteouts {
-        WhiteoutForm::CharDevice => Ok(probe::make_whiteout(dir, name)?),
+        WhiteoutForm::CharDevice => probe::make_whiteout(dir, name)?,
         WhiteoutForm::DotWh => {
             let flags = OFlags::WRONLY | OFlags::CREATE;
             sys::open_at(dir, &ondisk::whiteout_name(name), flags, 0o600)?;
             tree.note_upper_whiteout(parent, name, true);
-            Ok(())
         }
     }
+    tree.sync_names(dir)
 }
 
 /// Removes an empty directory. Empty is judged on the merged view.
@@ -154,6 +155,7 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
             let temp = upper.workdir.temp();
             probe::make_whiteout(upper.workdir.fd(), temp.name())?;
             temp.publish(dir.as_fd(), name, RenameFlags::EXCHANGE)?;
+            tree.sync_names(dir.as_fd())?;
         }
         (true, true) => {
             put_whiteout(tree, upper, parent, dir.as_fd(), name)?;

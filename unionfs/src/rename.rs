@@ -47,12 +47,12 @@ pub(crate) fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) 
     if !check(tree, &source, target.as_ref(), mode)? {
         return Ok(());
     }
-    copy_up::ensure_upper(tree, &source.inode, Need::Data)?;
+    copy_up::ensure_upper(tree, &source.inode, Need::Safe)?;
     // Not implied: an object with several names is on the upper by any of them.
     copy_up::ensure_upper(tree, from.parent, Need::Data)?;
     copy_up::ensure_upper(tree, to.parent, Need::Data)?;
     if let (Some(target), RenameMode::Exchange) = (&target, mode) {
-        copy_up::ensure_upper(tree, &target.inode, Need::Data)?;
+        copy_up::ensure_upper(tree, &target.inode, Need::Safe)?;
     }
     if let (Some(target), RenameMode::Replace) = (&target, mode) {
         keep_count(tree, target)?;
@@ -185,7 +185,11 @@ impl Rename<'_> {
         }
         match (leaves_whiteout, self.upper.features.whiteouts) {
             (false, _) => self.rename_at(RenameFlags::empty()),
-            (true, WhiteoutForm::CharDevice) => self.rename_at(RenameFlags::WHITEOUT),
+            (true, WhiteoutForm::CharDevice) => {
+                self.rename_at(RenameFlags::WHITEOUT)?;
+                self.tree.sync_names(self.to_fd.as_fd())?;
+                self.tree.sync_names(self.from_fd.as_fd())
+            }
             (true, WhiteoutForm::DotWh) => {
                 put_whiteout(self.tree, self.upper, self.from.parent, self.from_fd.as_fd(), from)?;
                 self.rename_at(RenameFlags::empty())

@@ -1,11 +1,13 @@
 //! The layers of a mount: opened, checked against each other, and probed, before anything is mounted.
 
 pub(crate) mod dir_fds;
+pub(crate) mod lease;
 pub(crate) mod lower;
 pub(crate) mod marks;
 mod mount_ids;
 pub(crate) mod owners;
 pub(crate) mod probe;
+pub(crate) mod settle;
 pub(crate) mod upper;
 pub(crate) mod workdir;
 
@@ -18,7 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
-use crate::options::MountOptions;
+use crate::options::{FsyncPolicy, MountOptions};
 use crate::sys;
 use dir_fds::DirFds;
 use lower::{LowerDir, LowerLayer};
@@ -181,7 +183,10 @@ fn open_upper(
         (Some(upper), Some(work)) => (upper, work),
     };
     let (root, stat) = UpperLayer::open_root(upper)?;
+    // A mount that was just taken away may still be finishing what was copied up.
+    settle::wait_for_finisher(root.as_fd());
     let (workdir, notice) = Workdir::open(work)?;
+    let in_use = notice.is_some();
     notices.extend(notice);
     upper::check_same_file_system(upper, root.as_fd(), workdir.base_fd())?;
     let features = probe::probe(&workdir, options.userxattr, options.dot_wh_whiteouts)?;
@@ -190,7 +195,14 @@ fn open_upper(
     if let Owners::Records(form) = owners {
         notices.push(format!("upper: owners and modes: {}", form.name().escape_ascii()));
     }
-    Ok(Some(UpperLayer::new(root, stat, workdir, features, owners)))
+    let upper = UpperLayer::new(root, stat, workdir, features, owners)?;
+    if options.fsync == FsyncPolicy::Volatile {
+        upper.workdir.mark_volatile()?;
+    }
+    if !in_use {
+        upper.finish_left_behind()?;
+    }
+    Ok(Some(upper))
 }
 
 /// Takes the directories that must not be shown out of the layers that contain them.

@@ -9,6 +9,7 @@ pub(crate) mod handle;
 pub(crate) mod inode_flags;
 pub(crate) mod mount_attr;
 pub(crate) mod stat;
+pub(crate) mod write_back;
 pub(crate) mod xattr;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

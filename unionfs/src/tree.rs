@@ -23,12 +23,14 @@ use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
 use crate::name::{self, FileName};
 use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
+use crate::parts::Parts;
 use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{DirFd, LowerDir, LowerFile, LowerName};
 use crate::stack::marks::{self, DirMarks};
 use crate::stack::{self, LayerStack};
 use crate::sys::{self, Stat};
+use crate::unfinished::Unfinished;
 
 /// How often a place is read again when the disk and the memory disagree, before giving up.
 const PLACE_TRIES: usize = 1000;
@@ -48,6 +50,8 @@ pub(crate) struct Tree {
     pub dirs: Handles<DirHandle>,
     /// Which upper inodes stand for lower ones with several names.
     pub(crate) index: Option<Index>,
+    /// Copied-up files that are not safe on the disk yet.
+    pub(crate) unfinished: Unfinished,
     /// Files in use without a handle.
     pub(crate) idle: IdleFiles,
     /// How owners are shown and stored.
@@ -61,8 +65,14 @@ pub(crate) struct Tree {
 /// What the options decide for the whole mount.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
-    /// Data of copied-up files is synced before it is published.
+    /// Data of copied-up files is brought to the disk.
     pub sync_copy_up: bool,
+    /// What is copied up or hidden is on the disk when the call returns, with its name.
+    pub(crate) strict: bool,
+    /// The workdir is marked until the mount ends cleanly.
+    pub(crate) volatile: bool,
+    /// Files of this size and more are copied up in parts, where that can be told to others.
+    pub(crate) parts_from: Option<u64>,
     /// fsync requests reach the disk.
     pub sync_requests: bool,
     /// Changes of attributes copy no data.
@@ -99,6 +109,9 @@ impl Policy {
             || options.squash_to_gid.is_some();
         Self {
             sync_copy_up: options.fsync.syncs(),
+            strict: options.fsync == FsyncPolicy::Strict,
+            volatile: options.fsync == FsyncPolicy::Volatile,
+            parts_from: options.copy_up.parts_from(),
             sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),
             metacopy: options.metacopy.unwrap_or(true) && features.is_some_and(|f| f.namespace.is_some()),
             redirect: creates && features.is_some_and(|f| f.namespace.is_some()),
@@ -148,6 +161,7 @@ impl Tree {
             files: Handles::default(),
             dirs: Handles::default(),
             index,
+            unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
             idle: IdleFiles::new(stack::descriptor_budget()),
             uids,
             gids,
@@ -286,9 +300,16 @@ impl Tree {
     fn own_stat(&self, inode: &Inode) -> Result<Stat> {
         let owners = self.stack.upper_owners();
         if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
-            return Ok(owners.stat_fd(file.fd.as_fd())?);
+            return match file.parts() {
+                Some(parts) => parts.stat(file.fd.as_fd(), owners),
+                None => Ok(owners.stat_fd(file.fd.as_fd())?),
+            };
         }
         if inode.on_upper() {
+            let number = inode.state.read().upper;
+            if let Some(stat) = number.and_then(|ino| self.unfinished.stat(ino, owners)) {
+                return stat;
+            }
             if let Some(pinned) = &inode.state.read().pinned {
                 return Ok(owners.stat_fd(pinned.as_fd())?);
             }
@@ -303,6 +324,21 @@ impl Tree {
             Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes()),
             _ => self.pin_lower(inode)?.stat(),
         }
+    }
+
+    /// Brings the names in a directory of the upper to the disk, where the mount promises that.
+    pub(crate) fn sync_names(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        if !self.policy.strict {
+            return Ok(());
+        }
+        let readable = sys::open_at(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
+        Ok(sys::retry(|| rustix::fs::fsync(&readable))?)
+    }
+
+    /// Returns how a file is served that the upper has in parts.
+    pub(crate) fn parts(&self, inode: &Inode) -> Option<Arc<Parts>> {
+        let ino = if inode.kind == FileKind::Regular { inode.state.read().upper } else { None };
+        self.unfinished.parts(ino?)
     }
 
     /// Translates a layer's attributes into those to show.
@@ -421,6 +457,9 @@ impl Tree {
         let data = data.or(identity.data);
         if let Some(data) = &data {
             stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
+        }
+        if upper.is_some() {
+            stat = self.unfinished.stat(stat.ino, self.stack.upper_owners()).unwrap_or(Ok(stat))?;
         }
         let candidate = Candidate {
             key: identity.key,

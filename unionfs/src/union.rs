@@ -67,6 +67,14 @@ impl Union {
         tree.stat(&inode).map_or(0, |stat| stat.size)
     }
 
+    /// Returns whether to give the object another name may have to wait until its copy is safe on the disk.
+    pub fn waits_to_move(&self, node: NodeId) -> bool {
+        let tree = self.tree.enter();
+        let Ok(inode) = tree.table.get(node) else { return false };
+        let ino = if inode.kind == FileKind::Regular { inode.state.read().upper } else { None };
+        ino.is_some_and(|ino| tree.unfinished.contains(ino))
+    }
+
     /// Finds a name and counts one lookup of its object.
     ///
     /// # Errors
@@ -252,14 +260,14 @@ impl Union {
         }
     }
 
-    /// Calls `act` with the upper file that serves an open object, if it is served by one: it stays the same for as long
-    /// as the object lives, or until the upper is rotated, which waits for `act`.
+    /// Calls `act` with the upper file that serves an open object, if it is served by one alone: it stays the same for as
+    /// long as the object lives, or until the upper is rotated, which waits for `act`.
     pub fn with_upper_file<T>(&self, node: NodeId, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
         let tree = self.tree.enter();
         let inode = tree.table.get(node).ok()?;
         let file = match &*inode.data.read() {
-            Some(Data::Upper(file)) => Arc::clone(&file.fd),
-            Some(Data::Lower(_)) | None => return None,
+            Some(Data::Upper(file)) if file.parts().is_none() => Arc::clone(&file.fd),
+            Some(_) | None => return None,
         };
         Some(act(file.as_fd()))
     }
@@ -410,8 +418,15 @@ impl Union {
     }
 
     /// Called when the mount is gone. Every change is on its layer already; what `fsync` promises was kept when it
-    /// was asked.
+    /// was asked. What was copied up a moment ago is finished.
     pub fn destroy(&self) {
+        {
+            let tree = self.tree.enter();
+            tree.unfinished.finish_all();
+            if let Some(upper) = tree.stack.upper.as_ref().filter(|_| tree.policy.volatile) {
+                upper.workdir.unmark_volatile();
+            }
+        }
         tracing::debug!(inodes = self.inodes(), "unmounted");
     }
 }

@@ -45,8 +45,10 @@ pub(crate) fn open(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFi
         (_, Err(error)) => return Err(error),
     };
     let owners = tree.stack.upper_owners();
-    let may_have_suid = owners.has_privileges(fd.as_fd(), &owners.stat_fd(fd.as_fd())?);
-    Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid })
+    let stat = owners.stat_fd(fd.as_fd())?;
+    let may_have_suid = owners.has_privileges(fd.as_fd(), &stat);
+    let parts = tree.unfinished.parts(stat.ino);
+    Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid, parts })
 }
 
 /// Opens the lower file that holds a node's data: its own, or for a metacopy the one it was made from.

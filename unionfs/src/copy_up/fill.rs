@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode};
 
+use crate::copy_up::data::{self, DataCopy, Whereabouts};
 use crate::copy_up::{Need, set_times};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Data, Inode, UpperFile};
 use crate::ondisk::capability;
-use crate::sys;
+use crate::stack::settle;
+use crate::sys::{self, Stat};
 use crate::tree::Tree;
 use crate::upper_file::{self, Access};
 
@@ -26,37 +28,47 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     let namespace = upper.features.namespace.ok_or(Error::new(Errno::IO))?;
     let pin = tree.pin_upper(inode)?;
     let before = sys::stat_fd(pin.as_fd())?;
-    let file = open_for_writing(tree, inode, pin.as_fd(), before.mode)?;
-    if need == Need::Truncate {
-        sys::retry(|| rustix::fs::ftruncate(&file.fd, 0))?;
+    let mut file = open_for_writing(tree, inode, pin.as_fd(), before.mode)?;
+    let at = if need == Need::Truncate {
+        data::empty(file.fd.as_fd(), namespace, upper)?;
+        Whereabouts::Upper
     } else {
-        let capability = sys::xattr::get(file.fd.as_fd(), capability::NAME).ok();
-        let source = upper_file::open_lower_data(tree, inode)?;
-        source.copy_data_to(file.fd.as_fd(), &upper.no_reflink)?;
-        if let Some(capability) = capability {
-            sys::xattr::set(file.fd.as_fd(), capability::NAME, &capability, 0)?;
-        }
-        set_times(file.fd.as_fd(), &before)?;
-        if tree.policy.sync_copy_up {
-            sys::retry(|| rustix::fs::fdatasync(&file.fd))?;
-        }
-    }
+        data::clear(file.fd.as_fd(), namespace, upper, before.size)?;
+        copy(tree, inode, need, &file, &before)?
+    };
     // Readers that began before read the lower to their end; who comes after reads the same bytes here.
     let mut data = inode.data.write();
-    sys::xattr::remove(file.fd.as_fd(), &namespace.name("metacopy"))?;
-    match sys::xattr::remove(file.fd.as_fd(), &namespace.name("redirect")) {
-        Ok(()) | Err(Errno::NODATA) => {}
-        Err(errno) => return Err(errno.into()),
+    at.announce(tree, &file.fd, before.ino)?;
+    if matches!(at, Whereabouts::Upper) {
+        settle::unmark(file.fd.as_fd(), namespace)?;
     }
     // Without privilege the writing took set-id bits away, or the mode had to let this process write.
-    if need == Need::Data && sys::stat_fd(file.fd.as_fd())?.mode != before.mode {
+    if need != Need::Truncate && sys::stat_fd(file.fd.as_fd())?.mode != before.mode {
         rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(before.mode & 0o7777))?;
     }
     inode.state.write().lower_data = None;
+    file.parts = at.parts();
     if data.is_some() {
         *data = Some(Data::Upper(file));
     }
     Ok(())
+}
+
+/// Copies the data, and puts back what copying changes.
+fn copy(tree: &Tree, inode: &Inode, need: Need, file: &UpperFile, before: &Stat) -> Result<Whereabouts> {
+    let upper = tree.stack.upper()?;
+    let linked = before.nlink > 1 || inode.state.read().index.is_some();
+    // Not that of now, which may be one that only lets this process write.
+    let mode =
+        if upper.owners.are_inodes() { before.mode } else { upper.owners.stat_fd(file.fd.as_fd())?.mode };
+    let job = DataCopy { tree, upper, inode, need, linked, mode };
+    let capability = sys::xattr::get(file.fd.as_fd(), capability::NAME).ok();
+    let at = job.run(file.fd.as_fd())?;
+    if let Some(capability) = capability {
+        sys::xattr::set(file.fd.as_fd(), capability::NAME, &capability, 0)?;
+    }
+    set_times(file.fd.as_fd(), before)?;
+    Ok(at)
 }
 
 /// Opens the file, also where its own mode forbids that to an ordinary user who owns it.

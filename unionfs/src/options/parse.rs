@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
-use super::{AtimeMode, FsyncPolicy, MountOptions, OptionError, Warning, show, support};
+use super::{AtimeMode, CopyUpMode, FsyncPolicy, MountOptions, OptionError, Warning, show, support};
 use crate::idmap::IdMap;
 
 /// Words that mean something to mount(8) or to other programs of this kind, and nothing to a mount of this one.
@@ -113,6 +113,7 @@ impl MountOptions {
             b"uuid" => self.uuid = word.one_of(show::UUID)?,
             b"xino" => self.xino = word.one_of(show::XINO)?,
             b"fsync" | b"sync" => self.fsync = word.one_of(show::FSYNC_VALUES)?,
+            b"copyup" => self.copy_up = word.copy_up()?,
             b"uidmapping" => self.uid_map = word.id_map()?,
             b"gidmapping" => self.gid_map = word.id_map()?,
             b"squash_to_uid" => self.squash_to_uid = Some(word.id()?),
@@ -290,6 +291,20 @@ impl<'a> Word<'a> {
         let digits = self.raw();
         let text = std::str::from_utf8(digits).ok().filter(|_| digits.iter().all(u8::is_ascii_digit));
         text.and_then(|text| text.parse().ok()).ok_or_else(|| self.error("expected a number"))
+    }
+
+    fn copy_up(&self) -> Result<CopyUpMode, OptionError> {
+        match self.raw() {
+            b"auto" => Ok(CopyUpMode::Auto),
+            b"full" => Ok(CopyUpMode::Full),
+            b"range" => Ok(CopyUpMode::Range(CopyUpMode::LARGE)),
+            value => {
+                let size = value.strip_prefix(b"range:").and_then(|size| std::str::from_utf8(size).ok());
+                let size = size.and_then(|size| size.parse::<u64>().ok()).filter(|&size| size > 0);
+                size.map(CopyUpMode::Range)
+                    .ok_or_else(|| self.error("expected auto, full, range or range:BYTES"))
+            }
+        }
     }
 
     fn max_write(&self) -> Result<u32, OptionError> {

@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use super::{
-    AtimeMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir, Transport, UuidPolicy, Verity,
-    XattrPermissions, Xino,
+    AtimeMode, CopyUpMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir, Transport,
+    UuidPolicy, Verity, XattrPermissions, Xino,
 };
 
 /// The values of `redirect_dir`.
@@ -95,6 +95,11 @@ impl MountOptions {
         list.choice("uuid", UUID, changed(self.uuid, default.uuid))?;
         list.choice("xino", XINO, changed(self.xino, default.xino))?;
         list.choice("fsync", FSYNC_VALUES, changed(self.fsync, default.fsync))?;
+        match self.copy_up {
+            CopyUpMode::Auto => {}
+            CopyUpMode::Full => list.word("copyup=full")?,
+            CopyUpMode::Range(size) => list.word(&format!("copyup=range:{size}"))?,
+        }
         list.switch("ino32_t", self.ino32)?;
         list.switch("userxattr", self.userxattr)?;
         list.switch("dot_wh_whiteouts", self.dot_wh_whiteouts)?;

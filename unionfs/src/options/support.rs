@@ -1,7 +1,7 @@
 //! What can be asked for and cannot be had yet: told in one line where leaving it out loses nothing, refused where
 //! the mount would show or store something else than was asked for.
 
-use super::{FsyncPolicy, MountOptions, OptionError, UuidPolicy, Verity, Warning, Xino};
+use super::{MountOptions, OptionError, UuidPolicy, Verity, Warning, Xino};
 
 /// What happens with an option that cannot be had.
 #[derive(Clone, Copy)]
@@ -38,16 +38,6 @@ const GAPS: &[Gap] = &[
         "static_nlink",
         |options| options.static_nlink,
         Without::Continues("merged directories have a link count of 1, others their own"),
-    ),
-    (
-        "fsync=strict",
-        |options| options.fsync == FsyncPolicy::Strict,
-        Without::Continues("as fsync=auto, changes of metadata are not synced"),
-    ),
-    (
-        "the mark of volatile",
-        |options| options.fsync == FsyncPolicy::Volatile,
-        Without::Continues("nothing is synced, and nothing in workdir says so after a crash"),
     ),
 ];
 

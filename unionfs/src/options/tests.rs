@@ -81,6 +81,15 @@ fn features_have_typed_values() {
         assert_eq!(parse(text).fsync, want, "{text}");
     }
     assert!(parse("sync").flags.sync);
+    for (text, want) in [
+        ("", CopyUpMode::Auto),
+        ("copyup=auto", CopyUpMode::Auto),
+        ("copyup=full", CopyUpMode::Full),
+        ("copyup=range", CopyUpMode::Range(CopyUpMode::LARGE)),
+        ("copyup=range:65536", CopyUpMode::Range(65536)),
+    ] {
+        assert_eq!(parse(text).copy_up, want, "{text}");
+    }
 }
 
 #[test]
@@ -125,6 +134,9 @@ fn malformed_values_are_fatal_and_name_the_option() {
         "timeout=-1",
         "timeout=nan",
         "fsync=2",
+        "copyup=",
+        "copyup=range:0",
+        "copyup=range:1k",
         "writeback=x",
         "squash_to_uid=-1",
         "squash_to_gid=99999999999",
@@ -169,7 +181,7 @@ fn options_without_effect_are_told_and_those_with_one_are_not() {
     {
         assert_eq!(told(&format!("lowerdir=/a,{text}")), [""; 0], "{text}");
     }
-    for word in ["nfs_export=on", "xino=off", "uuid=null", "static_nlink", "fsync=strict", "volatile"] {
+    for word in ["nfs_export=on", "xino=off", "uuid=null", "static_nlink"] {
         let told = told(&format!("lowerdir=/a,{word}"));
         assert!(told.len() == 1 && told[0].contains(", continuing without: "), "{word}: {told:?}");
     }
@@ -248,6 +260,11 @@ prop_compose! {
         uuid in prop::sample::select(show::UUID),
         xino in prop::sample::select(show::XINO),
         fsync in prop::sample::select(show::FSYNC_VALUES),
+        copy_up in prop_oneof![
+            Just(CopyUpMode::Auto),
+            Just(CopyUpMode::Full),
+            (1..u64::MAX).prop_map(CopyUpMode::Range),
+        ],
         (transport, data, xattr_permissions) in (
             prop::sample::select(show::TRANSPORT),
             prop::sample::select(show::DATA),
@@ -269,6 +286,7 @@ prop_compose! {
             uuid: uuid.1,
             xino: xino.1,
             fsync: fsync.1,
+            copy_up,
             transport: transport.1,
             data: data.1,
             xattr_permissions: xattr_permissions.1,

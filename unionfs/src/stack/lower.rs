@@ -16,11 +16,13 @@ use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
 use crate::ondisk::record::Record;
+use crate::ondisk::unfinished::Writer;
 use crate::options::MountOptions;
 use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
 use crate::stack::mount_ids::MountIds;
 use crate::stack::owners::{Owners, record_of};
+use crate::stack::settle;
 use crate::sys::{self, Stat};
 
 /// One read-only layer.
@@ -28,6 +30,8 @@ use crate::sys::{self, Stat};
 pub(crate) struct LowerLayer {
     root: OwnedFd,
     root_stat: Stat,
+    /// The number of the mount that the layer lies on, 0 where mounts have none.
+    mount: u64,
     /// Identifier of the file system, all zero where it has none.
     uuid: [u8; 16],
     /// The mapping of ids that the layer's mount has applied, to be taken back.
@@ -172,18 +176,24 @@ impl LowerFile {
         Ok(rustix::fs::seek(&self.fd, from)?)
     }
 
-    /// Copies all data into the empty file `to`, sharing blocks if `share` and the file systems can.
-    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<()> {
-        if !no_reflink.load(Ordering::Relaxed) {
-            match sys::copy::reflink(self.fd.as_fd(), to) {
-                Ok(()) => return Ok(()),
-                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
-                    no_reflink.store(true, Ordering::Relaxed);
-                }
-                Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY | Errno::BADF) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+    /// Makes the empty file `to` share all data, unless the file systems cannot. Returns whether that was done.
+    pub(crate) fn share_data_with(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<bool> {
+        if no_reflink.load(Ordering::Relaxed) {
+            return Ok(false);
         }
+        match sys::copy::reflink(self.fd.as_fd(), to) {
+            Ok(()) => Ok(true),
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+                no_reflink.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY | Errno::BADF) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Copies all data into the empty file `to`.
+    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>) -> Result<()> {
         let stat = self.stat()?;
         let sparse = stat.blocks.saturating_mul(512) < stat.size;
         Ok(sys::copy::copy_sparse(self.fd.as_fd(), to, stat.size, sparse)?)
@@ -223,6 +233,7 @@ impl LowerLayer {
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let mount = sys::stat::mount_number(plain.as_fd()).unwrap_or(0);
         let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
         let root = match open_tree(&plain, c"", clone) {
             Ok(root) => {
@@ -241,7 +252,7 @@ impl LowerLayer {
         let uuid =
             readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
         let owners = Owners::of_layer(root.as_fd());
-        Ok(Self { root, root_stat, uuid, mount_ids, owners, hidden: Vec::new() })
+        Ok(Self { root, root_stat, mount, uuid, mount_ids, owners, hidden: Vec::new() })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
@@ -259,6 +270,16 @@ impl LowerLayer {
     pub(crate) fn root_record(&self) -> Option<Record> {
         let shown = self.owners.stat_fd(self.root.as_fd()).ok()?;
         (!self.owners.are_inodes()).then(|| record_of(&shown))
+    }
+
+    /// Returns who this process is to the layer's marks of unfinished files.
+    pub(crate) fn reader(&self) -> Writer {
+        settle::writer_on_mount(self.mount)
+    }
+
+    /// Waits until no server finishes files of this layer, which was its upper, any more.
+    pub(crate) fn wait_for_finisher(&self) {
+        settle::wait_for_finisher(self.root.as_fd());
     }
 
     /// Returns the identifier of the file system, all zero where it has none.

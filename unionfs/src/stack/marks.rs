@@ -105,6 +105,8 @@ pub(crate) struct FileMarks {
     pub origin: Option<Vec<u8>>,
     /// It stands in the index; by how much its shown number of links differs from its own.
     pub nlink: Option<i64>,
+    /// It is a metacopy only until its data is safe on the disk: the mark that says how far that is.
+    pub unfinished: Option<Vec<u8>>,
 }
 
 /// Name of the mark that keeps a shown inode number, beside the kernel's marks, which ignores it. Its value is decimal.
@@ -115,6 +117,25 @@ pub(crate) const INO: &str = "ino";
 /// # Errors
 /// As [`read_attrs`] for redirects.
 pub(crate) fn read_file_marks(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    namespace: Namespace,
+    follow: Follow,
+) -> Result<FileMarks> {
+    for _ in 0..MARK_TRIES {
+        match try_read_file_marks(dir, name, namespace, follow) {
+            // A mark that was listed went meanwhile: the file was just finished.
+            Err(error) if error.is(Errno::NODATA) => {}
+            result => return result,
+        }
+    }
+    Err(Error::new(Errno::IO))
+}
+
+/// How often the marks of a file are read again that change meanwhile, before giving up.
+const MARK_TRIES: usize = 100;
+
+fn try_read_file_marks(
     dir: BorrowedFd<'_>,
     name: &[u8],
     namespace: Namespace,
@@ -135,6 +156,7 @@ pub(crate) fn read_file_marks(
             b"redirect" => marks.redirect = Some(parse_redirect(&value()?, follow)?),
             b"ino" => marks.ino = number(&value()?),
             b"origin" => marks.origin = Some(value()?).filter(|record| !record.is_empty()),
+            b"unfinished" => marks.unfinished = Some(value()?),
             b"nlink" => marks.nlink = ondisk::origin::parse_nlink(&value()?),
             _ => {}
         }

@@ -2,13 +2,17 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
+use crate::ondisk::unfinished::Writer;
+use crate::stack::lease::{self, Lease};
 use crate::stack::owners::Owners;
 use crate::stack::probe::Features;
+use crate::stack::settle::{self, Durability};
 use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
 
@@ -23,6 +27,12 @@ pub(crate) struct UpperLayer {
     pub features: Features,
     /// Where owners and modes are kept.
     pub owners: Owners,
+    /// What its data needs to survive a power cut.
+    pub(crate) durability: Durability,
+    /// Who this server is in marks of unfinished files.
+    pub(crate) writer: Writer,
+    /// Held while files are unfinished.
+    pub(crate) lease: Arc<Lease>,
     /// No lower could be reflinked here so far; asking again is a wasted call.
     pub(crate) no_reflink: AtomicBool,
 }
@@ -44,8 +54,28 @@ impl UpperLayer {
         workdir: Workdir,
         features: Features,
         owners: Owners,
-    ) -> Self {
-        Self { root, root_stat, workdir, features, owners, no_reflink: AtomicBool::new(false) }
+    ) -> Result<Self> {
+        let durability = Durability::of(root.as_fd())?;
+        let writer = settle::writer(root.as_fd());
+        let lease = Arc::new(Lease::new(root.as_fd(), workdir.base_fd(), writer)?);
+        let no_reflink = AtomicBool::new(false);
+        Ok(Self { root, root_stat, workdir, features, owners, durability, writer, lease, no_reflink })
+    }
+
+    /// Finishes what a killed server left behind whole; what is not whole is settled when it is looked up.
+    pub(crate) fn finish_left_behind(&self) -> Result<()> {
+        let Some(before) = lease::left_behind(self.workdir.base_fd()) else { return Ok(()) };
+        let namespace = self.features.namespace.filter(|_| before.outlives_in(&self.writer));
+        let finished = match namespace {
+            Some(namespace) => {
+                settle::finish_left_behind(self.root_fd(), namespace, self.durability, self.writer)?
+            }
+            None => true,
+        };
+        if finished {
+            lease::remove_note(self.workdir.base_fd());
+        }
+        Ok(())
     }
 
     /// Returns the root directory.

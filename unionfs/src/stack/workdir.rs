@@ -14,6 +14,11 @@ use crate::sys;
 
 /// Name of the directory of temporary objects inside the workdir, as in kernel overlayfs.
 const WORK: &[u8] = b"work";
+/// The directory of marks that forbid mounting, in `work`: a directory for each feature, as in kernel overlayfs.
+const INCOMPAT: &[u8] = b"incompat";
+/// The feature of mounts that sync nothing, and what stands in its directory.
+const VOLATILE: &[u8] = b"volatile";
+const DIRTY: &[u8] = b"dirty";
 /// How long a lock that another process holds is waited for: a lazily detached mount may still be ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -53,6 +58,7 @@ impl Workdir {
         }
         let work = sys::open_at(locked.as_fd(), WORK, OFlags::RDONLY | OFlags::DIRECTORY, 0)
             .map_err(|e| Error::new(e).during("open the directory work in workdir", bytes))?;
+        refuse_incompatible(work.as_fd())?;
         let salt = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let salt = (salt.tv_sec.cast_unsigned() << 30) ^ salt.tv_nsec.cast_unsigned();
         let workdir = Self { locked, work, next: AtomicU64::new(0), salt };
@@ -84,6 +90,28 @@ impl Workdir {
         rustix::fs::renameat(dir, name, self.fd(), temp.name())?;
         drop(temp);
         Ok(())
+    }
+
+    /// Leaves the mark that nothing here is synced, where kernel overlayfs puts it and looks for it.
+    pub(crate) fn mark_volatile(&self) -> Result<()> {
+        let mut at = self.work.try_clone()?;
+        for name in [INCOMPAT, VOLATILE] {
+            match rustix::fs::mkdirat(&at, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Error::new(errno).during("mark the workdir volatile by", name)),
+            }
+            at = sys::open_at(at.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
+        }
+        let dirty = sys::open_at(at.as_fd(), DIRTY, OFlags::WRONLY | OFlags::CREATE, 0o600)?;
+        drop(dirty);
+        Ok(())
+    }
+
+    /// Takes that mark away: the mount ended cleanly.
+    pub(crate) fn unmark_volatile(&self) {
+        if let Err(error) = remove_all(self.fd(), INCOMPAT) {
+            tracing::warn!("the workdir stays marked volatile: {error}");
+        }
     }
 
     fn sweep(&self) -> Result<()> {
@@ -136,6 +164,23 @@ impl Drop for Temp<'_> {
             }
         }
     }
+}
+
+/// Refuses a workdir that a mount with a feature has marked that we must not ignore: `volatile`, after a crash.
+fn refuse_incompatible(work: BorrowedFd<'_>) -> Result<()> {
+    let incompat = match sys::open_at(work, INCOMPAT, OFlags::PATH | OFlags::DIRECTORY, 0) {
+        Err(Errno::NOENT) => return Ok(()),
+        result => result?,
+    };
+    let mut feature = None;
+    sys::dirents::for_each_name(incompat.as_fd(), |entry| {
+        feature = Some(entry.name.to_vec());
+        Ok(false)
+    })?;
+    let Some(feature) = feature else { return Ok(()) };
+    Err(Error::new(Errno::INVAL).during("mount after an unclean end of a mount with", feature).hint(
+        "files in upperdir may be torn: make upperdir and workdir anew, or trust them and remove work/incompat in workdir",
+    ))
 }
 
 /// Tries to lock the workdir; returns whether another process kept it for too long.

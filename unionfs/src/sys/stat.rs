@@ -84,6 +84,20 @@ pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
 }
 
+/// Returns the number of the mount that an open object lies on, which no other mount of this boot ever has.
+///
+/// # Errors
+/// EOPNOTSUPP before Linux 6.8.
+pub(crate) fn mount_number(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    /// `STATX_MNT_ID_UNIQUE`, which rustix does not name.
+    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+    let x = statx(fd, c"", AtFlags::EMPTY_PATH, UNIQUE)?;
+    if x.stx_mask & UNIQUE.bits() == 0 {
+        return Err(Errno::OPNOTSUPP);
+    }
+    Ok(x.stx_mnt_id)
+}
+
 fn from_statx(x: &Statx) -> Stat {
     let time = |t: &rustix::fs::StatxTimestamp| Timestamp { sec: t.tv_sec, nsec: t.tv_nsec };
     let has_btime = x.stx_mask & StatxFlags::BTIME.bits() != 0;

@@ -31,7 +31,9 @@ impl Handler {
                 let empties = change.valid.contains(SetattrValid::SIZE) && change.size == 0;
                 careful || (!empties && self.copies_much(header.node))
             }
-            Request::Link { node, .. } => careful || self.copies_much(*node),
+            Request::Link { node, .. } => {
+                careful || self.copies_much(*node) || self.union.waits_to_move(*node)
+            }
             Request::Setxattr { .. } | Request::Removexattr { .. } | Request::Write { .. } => {
                 careful || self.copies_much(header.node)
             }
@@ -56,7 +58,8 @@ impl Handler {
 
     fn copies_much_named(&self, parent: NodeId, name: &[u8]) -> bool {
         let Ok(entry) = self.union.lookup(parent, name) else { return false };
-        let much = entry.attr.size > SMALL_COPY && self.copies_much(entry.node);
+        let much = (entry.attr.size > SMALL_COPY && self.copies_much(entry.node))
+            || self.union.waits_to_move(entry.node);
         self.union.forget(entry.node, 1);
         much
     }
