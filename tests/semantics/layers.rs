@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use e2e::mounted::{Layers, Mounted, scratch};
+use e2e::mounted::{Layers, Mounted, make_catalogs, scratch, union_program};
 use e2e::require;
 use e2e::tree::{LayerTree, overlay_namespace};
 
@@ -115,4 +115,37 @@ fn what_was_an_upper_shows_the_same_as_a_lower() {
     let lines = before.diff(&after, ("as upper", "as lower"));
     stacked.unmount();
     assert!(lines.is_empty(), "{}", lines.join("\n"));
+}
+
+#[test]
+fn a_layer_that_was_changed_after_its_catalog_was_made_is_seen_as_it_is() {
+    require!(Fuse, Union);
+    let scratch = scratch();
+    let mut layers = Layers::below(scratch.path(), 2);
+    LayerTree::new().file("d/deep/a", "a").file("e/b", "b").build(&layers.lowers[0]);
+    LayerTree::new().file("d/c", "c").file("e/b", "hidden").build(&layers.lowers[1]);
+    make_catalogs(&union_program(), &layers.lowers);
+    layers.extra.push_str(",catalog=require");
+    let mut mounted = Mounted::new(layers.clone());
+    assert_eq!(fs::read(mounted.root().join("d/deep/a")).unwrap(), b"a");
+    assert_eq!(fs::read(mounted.root().join("d/c")).unwrap(), b"c");
+    mounted.unmount();
+    let [top, bottom] = layers.lowers.as_slice() else { panic!("two lowers") };
+    fs::remove_file(top.join("d/deep/a")).unwrap();
+    fs::write(top.join("d/deep/late"), "late").unwrap();
+    fs::write(bottom.join("d/c"), "longer than before").unwrap();
+    mounted.mount();
+    let names = |at: &str| -> Vec<_> {
+        fs::read_dir(mounted.root().join(at)).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(names("d/deep"), ["late"]);
+    assert_eq!(fs::read(mounted.root().join("d/deep/late")).unwrap(), b"late");
+    assert_eq!(fs::read(mounted.root().join("e/b")).unwrap(), b"b");
+    assert_eq!(errno(fs::read(mounted.root().join("d/c"))), libc::ESTALE);
+    assert!(mounted.stderr().contains("changed since the catalog was made"), "{}", mounted.stderr());
+    mounted.unmount();
+    // Its root has another time: such a layer is another layer.
+    fs::write(top.join("new"), "").unwrap();
+    let message = mounted.try_mount().unwrap_err();
+    assert!(message.contains("has changed"), "{message}");
 }

@@ -84,6 +84,12 @@ impl Layers {
     }
 }
 
+/// Makes the catalogs of layers.
+pub fn make_catalogs(program: &Path, layers: &[PathBuf]) {
+    let made = Command::new(program).arg("catalog").args(layers).output().unwrap();
+    assert!(made.status.success(), "{}", made.stderr.escape_ascii());
+}
+
 /// A live mount and the process that serves it.
 #[derive(Debug)]
 pub struct Mounted {
@@ -140,14 +146,25 @@ impl Mounted {
         self.try_mount().unwrap_or_else(|message| panic!("{message}"));
     }
 
+    fn uses_catalogs(&self) -> bool {
+        std::env::var_os("E2E_CATALOGS").is_some() && self.program == union_program()
+    }
+
     /// Mounts, or tells why not.
     pub fn try_mount(&mut self) -> Result<(), String> {
         assert!(self.server.is_none());
+        if self.uses_catalogs() {
+            make_catalogs(&self.program, &self.layers.lowers);
+        }
         let before = device(&self.layers.target);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.stderr).unwrap();
+        let mut options = self.layers.options();
+        if self.uses_catalogs() {
+            options.push(",catalog=require");
+        }
         let mut child = Command::new(&self.program)
             .args(["-f", "-o"])
-            .arg(self.layers.options())
+            .arg(options)
             .arg(&self.layers.target)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -69,6 +69,11 @@ pub fn run_again(role: Role, filter: &str) {
     rerun(Some(role), &["--test-threads=2", filter], &[]);
 }
 
+/// Runs the tests named by `filter` of this test binary again, in `role` or as now, with catalogs of all lower layers.
+pub fn run_with_catalogs(role: Option<Role>, filter: &str) {
+    rerun(role, &["--test-threads=2", filter], &[("E2E_CATALOGS", Path::new("1"))]);
+}
+
 /// Runs an ignored test again, in `role` or as now, telling it in `E2E_ROWS` where to write.
 pub fn run_measurement(role: Option<Role>, filter: &str, rows: &Path) {
     rerun(role, &["--ignored", "--exact", filter], &[("E2E_ROWS", rows)]);

@@ -7,6 +7,7 @@
 //! A command beside mounting is named by the first argument. A source for mount(8) that has such a name is told apart:
 //! mount(8) puts the mount point next, and the layers after it.
 
+mod catalog;
 mod tools;
 
 use std::ffi::OsString;
@@ -45,7 +46,7 @@ Mounts the union of directories: U on top, which takes all changes, then A, then
   -h, --help             show this text
   -V, --version          show the version
 
-Commands that mount nothing, each with --help: diff, apply.
+Commands that mount nothing, each with --help: diff, apply, catalog.
 
 Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the process with SIGTERM.
 ";
@@ -54,7 +55,8 @@ Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the proc
 type Run = fn(&[OsString]) -> Result<ExitCode, Failure>;
 
 /// The commands beside mounting.
-const COMMANDS: [(&str, Run); 2] = [("apply", tools::apply), ("diff", tools::diff)];
+const COMMANDS: [(&str, Run); 3] =
+    [("apply", tools::apply), ("catalog", catalog::run), ("diff", tools::diff)];
 
 /// What was typed.
 #[derive(Debug, PartialEq, Eq)]

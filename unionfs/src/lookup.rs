@@ -13,7 +13,7 @@ use crate::ondisk::{self, NameClass, Redirect};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
-use crate::stack::lower::{LowerDir, LowerName};
+use crate::stack::lower::{Looked, LowerDir, LowerName};
 use crate::stack::marks::{self, DirAttrs, FileMarks};
 use crate::stack::settle::{self, Settled};
 use crate::sys::{self, Stat};
@@ -284,21 +284,17 @@ enum Whereabouts {
     BelowAsBefore(Target),
 }
 
-fn whereabouts(
-    stack: &LayerStack,
-    parent: &LowerDir,
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    stat: &Stat,
-) -> Result<Whereabouts> {
-    if stat.kind() != FileKind::Regular || stat.size == 0 {
+fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) -> Result<Whereabouts> {
+    let layer = stack.lower(parent)?;
+    if stat.kind() != FileKind::Regular || stat.size == 0 || layer.is_plain(&stack.fds, parent, name) {
         return Ok(Whereabouts::Here);
     }
+    let fd = layer.dir_fd(&stack.fds, parent)?;
+    let dir = fd.as_fd();
     if !has_mark(sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")))? {
         return Ok(Whereabouts::Here);
     }
     let mut marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
-    let layer = stack.lower(parent)?;
     if marks.metacopy && marks.unfinished.is_some() {
         // The mount that had this layer as its upper may have gone a moment ago.
         layer.wait_for_finisher();
@@ -333,10 +329,8 @@ fn lower_data(
     if is_deepest(stack, parent) {
         return Ok((None, stat));
     }
-    let layer = stack.lower(parent)?;
-    let fd = layer.dir_fd(&stack.fds, parent)?;
     let below = |next| find_data(stack, lowers, next, parent.layer + 1)?.ok_or(Error::new(Errno::IO));
-    match whereabouts(stack, parent, fd.as_fd(), target.name(), &stat)? {
+    match whereabouts(stack, parent, target.name(), &stat)? {
         Whereabouts::Here => Ok((None, stat)),
         Whereabouts::Below(next) => Ok((Some(below(next)?), stat)),
         Whereabouts::BelowAsBefore(next) => {
@@ -372,13 +366,11 @@ fn find_data(
         match probe(stack, &parent, &name, more_below)? {
             Probe::Missing => {}
             Probe::Object(stat, ..) if stat.kind() == FileKind::Regular => {
-                let fd = stack.lower(&parent)?.dir_fd(&stack.fds, &parent)?;
                 let deeper = if is_deepest(stack, &parent) {
                     Whereabouts::Here
                 } else {
-                    whereabouts(stack, &parent, fd.as_fd(), &name, &stat)?
+                    whereabouts(stack, &parent, &name, &stat)?
                 };
-                drop(fd);
                 match deeper {
                     Whereabouts::Here => {
                         return Ok(Some(LowerName { dir: Arc::clone(&parent), name: FileName::new(&name)? }));
@@ -488,30 +480,48 @@ fn probe(stack: &LayerStack, parent: &Arc<LowerDir>, name: &[u8], more_below: bo
     let layer = stack.lower(parent)?;
     let hides =
         || -> Result<bool> { Ok(more_below && layer.marks(&stack.fds, parent)?.whiteouts.contains(name)) };
-    let stat = match layer.stat(&stack.fds, parent, name) {
-        Ok(stat) => stat,
+    let looked = match layer.look(&stack.fds, parent, name) {
+        Ok(looked) => looked,
         Err(error) if error.is(Errno::NOENT) => {
             return Ok(if hides()? { Probe::Stop } else { Probe::Missing });
         }
         Err(error) => return Err(error),
     };
+    let stat = looked.stat;
+    if stat.is_dir() {
+        let (stat, dir, mut attrs) = probe_dir(stack, parent, name, looked)?;
+        attrs.opaque = attrs.opaque || hides()?;
+        return Ok(Probe::Object(stat, Some(dir), attrs));
+    }
     if stat.is_whiteout() || is_xattr_whiteout(stack, parent, name, &stat)? {
         return Ok(Probe::Stop);
     }
-    if !stat.is_dir() {
-        return Ok(Probe::Object(stat, None, DirAttrs::default()));
+    Ok(Probe::Object(stat, None, DirAttrs::default()))
+}
+
+/// Reads what a directory says of the layers below, if it matters.
+fn probe_dir(
+    stack: &LayerStack,
+    parent: &Arc<LowerDir>,
+    name: &[u8],
+    mut looked: Looked,
+) -> Result<(Stat, Arc<LowerDir>, DirAttrs)> {
+    let layer = stack.lower(parent)?;
+    let mut dir = LowerDir::found(parent, name, &looked, false);
+    if !layer.is_as_found(&stack.fds, &dir) {
+        looked = layer.look_on_disk(&stack.fds, parent, name)?;
+        dir = LowerDir::found(parent, name, &looked, false);
     }
-    if is_deepest(stack, parent) || stat.mount_root {
-        let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, false);
-        return Ok(Probe::Object(stat, Some(dir), DirAttrs::default()));
+    let stat = looked.stat;
+    if is_deepest(stack, parent) || stat.mount_root || looked.plain {
+        return Ok((stat, dir, DirAttrs::default()));
     }
     let fd =
         sys::open_at(layer.dir_fd(&stack.fds, parent)?.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
-    let mut attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
-    attrs.opaque = attrs.opaque || hides()?;
-    let dir = LowerDir::new(parent.layer, Some(Arc::clone(parent)), name, &stat, attrs.xattr_whiteouts);
+    let attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
+    let dir = LowerDir::found(parent, name, &looked, attrs.xattr_whiteouts);
     stack.fds.put(DirKey::Lower(dir.id), Arc::new(fd));
-    Ok(Probe::Object(stat, Some(dir), attrs))
+    Ok((stat, dir, attrs))
 }
 
 /// Returns whether an empty file is a whiteout by attribute (Linux 6.7): only in directories marked for it.

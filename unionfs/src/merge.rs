@@ -1,16 +1,16 @@
 //! The listing of one directory over all its layers: each name once, nothing that is hidden.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
 use crate::ondisk::{self, NameClass};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
-use crate::stack::lower::{LowerDir, LowerLayer};
-use crate::stack::owners::Owners;
+use crate::stack::lower::LowerDir;
 use crate::sys;
+use crate::sys::dirents::RawEntry;
 
 /// Number of the layer that serves a name.
 pub(crate) type ListedLayer = u16;
@@ -106,7 +106,7 @@ pub(crate) fn list(stack: &LayerStack, upper: BorrowedFd<'_>, lowers: &Listing) 
     let mut listing = Listing::default();
     let mut seen = Seen::new();
     let number = listed(stack.upper_number());
-    let layer = Layer { fd: upper, number, hides: None, more_below: !lowers.is_empty() };
+    let layer = Layer { names: Names::Upper(upper), number, more_below: !lowers.is_empty() };
     add_layer(&mut listing, &mut seen, stack, &layer)?;
     for entry in (0..lowers.len()).filter_map(|index| lowers.get(index)) {
         if !seen.contains(entry.name) {
@@ -128,11 +128,9 @@ pub(crate) fn list_lowers(
         if lower.sealed {
             continue;
         }
-        let fd = stack.lower(lower)?.dir_fd(&stack.fds, lower)?;
         let layer = Layer {
-            fd: fd.as_fd(),
+            names: Names::Lower(lower),
             number: listed(lower.layer),
-            hides: Some(lower),
             more_below: position + 1 < lowers.len(),
         };
         add_layer(&mut listing, &mut seen, stack, &layer)?;
@@ -144,21 +142,27 @@ pub(crate) fn list_lowers(
 }
 
 struct Layer<'a> {
-    fd: BorrowedFd<'a>,
+    names: Names<'a>,
     number: ListedLayer,
-    hides: Option<&'a LowerDir>,
     more_below: bool,
+}
+
+/// Where the names of one layer are read.
+#[derive(Clone, Copy)]
+enum Names<'a> {
+    Upper(BorrowedFd<'a>),
+    Lower(&'a LowerDir),
 }
 
 fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: &Layer<'_>) -> Result<()> {
     let filter = !seen.is_empty();
     // `.wh.NAME` speaks of the layers below only, whatever its place in this one.
     let mut whited = Vec::new();
-    let hidden_here = |name: &[u8]| match layer.hides {
-        Some(dir) => stack.lower(dir).is_ok_and(|lower| lower.hides(dir, name)),
-        None => false,
+    let hidden_here = |name: &[u8]| match layer.names {
+        Names::Lower(dir) => stack.lower(dir).is_ok_and(|lower| lower.hides(dir, name)),
+        Names::Upper(_) => false,
     };
-    sys::dirents::for_each_name(layer.fd, |entry| {
+    let mut add = |entry: RawEntry<'_>| {
         match ondisk::classify(entry.name) {
             NameClass::Plain => {}
             NameClass::Whiteout(target) => {
@@ -170,7 +174,7 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
         if (filter && seen.contains(entry.name)) || hidden_here(entry.name) {
             return Ok(true);
         }
-        let kind = shown_kind(stack, layer, &entry)?;
+        let kind = shown_kind(stack, layer.names, &entry)?;
         if layer.more_below {
             seen.insert(entry.name.into());
         }
@@ -178,7 +182,13 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
             listing.push(entry.name, kind, entry.ino, layer.number);
         }
         Ok(true)
-    })?;
+    };
+    match layer.names {
+        Names::Lower(dir) => stack.lower(dir)?.for_each_name(&stack.fds, dir, add)?,
+        Names::Upper(fd) => {
+            sys::dirents::for_each_name(fd, |entry| add(entry).map_err(|error| error.errno()))?;
+        }
+    }
     if layer.more_below {
         seen.extend(whited);
     }
@@ -186,33 +196,31 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
 }
 
 /// Returns the type of an entry, `None` for a whiteout. Asks the file system only where the listing cannot tell.
-fn shown_kind(
-    stack: &LayerStack,
-    layer: &Layer<'_>,
-    entry: &sys::dirents::RawEntry<'_>,
-) -> std::result::Result<Option<FileKind>, Errno> {
-    let owners = match layer.hides {
-        Some(dir) => stack.lower(dir).map_or(Owners::Inodes, LowerLayer::owners),
-        None => stack.upper_owners(),
+fn shown_kind(stack: &LayerStack, names: Names<'_>, entry: &RawEntry<'_>) -> Result<Option<FileKind>> {
+    let owners = match names {
+        Names::Lower(dir) => stack.lower(dir)?.owners(),
+        Names::Upper(_) => stack.upper_owners(),
     };
-    let may_be_xattr_whiteout = layer.hides.is_some_and(|dir| dir.xattr_whiteouts);
-    match entry.kind {
-        Some(FileKind::CharDevice) | None => {}
-        Some(FileKind::Regular) if may_be_xattr_whiteout => {
-            let pin = sys::pin_at(layer.fd, entry.name)?;
-            let whiteout = sys::xattr::get(pin.as_fd(), &stack.namespace.name("whiteout"));
-            let empty = sys::stat_fd(pin.as_fd())?.size == 0;
-            return Ok((whiteout.is_err() || !empty).then_some(FileKind::Regular));
+    match (entry.kind, names) {
+        (Some(FileKind::CharDevice) | None, _) => {}
+        (Some(FileKind::Regular), Names::Lower(dir)) if dir.xattr_whiteouts => {
+            let pin = stack.lower(dir)?.pin(&stack.fds, dir, entry.name)?;
+            let whiteout = pin.mark(&stack.namespace.name("whiteout")).is_ok() && pin.is_empty()?;
+            return Ok((!whiteout).then_some(FileKind::Regular));
         }
-        Some(FileKind::Regular) if !owners.are_inodes() => {}
-        known => return Ok(known),
+        (Some(FileKind::Regular), _) if !owners.are_inodes() => {}
+        (known, _) => return Ok(known),
     }
-    match owners.stat_at(layer.fd, entry.name) {
+    let stat = match names {
+        Names::Lower(dir) => stack.lower(dir)?.stat(&stack.fds, dir, entry.name),
+        Names::Upper(fd) => owners.stat_at(fd, entry.name).map_err(Error::from),
+    };
+    match stat {
         Ok(stat) if stat.is_whiteout() => Ok(None),
         Ok(stat) => Ok(Some(stat.kind())),
-        Err(Errno::NOENT) => Ok(None),
+        Err(error) if error.is(Errno::NOENT) => Ok(None),
         // A record that cannot be read: who looks the name up is told, the other names are not lost.
-        Err(Errno::IO) if !owners.are_inodes() => Ok(entry.kind),
-        Err(errno) => Err(errno),
+        Err(error) if error.is(Errno::IO) && !owners.are_inodes() => Ok(entry.kind),
+        Err(error) => Err(error),
     }
 }

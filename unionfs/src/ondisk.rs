@@ -3,6 +3,7 @@
 
 pub mod acl;
 pub mod capability;
+pub(crate) mod catalog;
 pub mod origin;
 pub mod record;
 pub mod unfinished;

@@ -60,6 +60,8 @@ pub struct MountOptions {
     pub ino32: bool,
     /// Marks are kept in `user.overlay.*` even where `trusted.overlay.*` could be set.
     pub userxattr: bool,
+    /// Whether catalogs of lower layers are used.
+    pub catalog: CatalogPolicy,
     /// What is synced when.
     pub fsync: FsyncPolicy,
     /// How large files are copied up.
@@ -162,6 +164,18 @@ pub enum Xino {
     On,
     /// Numbers are shown as they are.
     Off,
+}
+
+/// Whether catalogs of lower layers are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CatalogPolicy {
+    /// Where a layer has one that counts.
+    #[default]
+    Auto,
+    /// None is.
+    Off,
+    /// A layer without one is an error.
+    Require,
 }
 
 /// What is synced when.
@@ -373,6 +387,7 @@ impl Default for MountOptions {
             xino: Xino::default(),
             ino32: false,
             userxattr: false,
+            catalog: CatalogPolicy::default(),
             fsync: FsyncPolicy::default(),
             copy_up: CopyUpMode::default(),
             static_nlink: false,

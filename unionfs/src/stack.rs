@@ -1,5 +1,6 @@
 //! The layers of a mount: opened, checked against each other, and probed, before anything is mounted.
 
+pub(crate) mod catalog;
 pub(crate) mod dir_fds;
 pub(crate) mod lease;
 pub(crate) mod lower;
@@ -20,8 +21,9 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
-use crate::options::{FsyncPolicy, MountOptions};
+use crate::options::{CatalogPolicy, FsyncPolicy, MountOptions};
 use crate::sys;
+use catalog::{Blocks, Usable, Viewer};
 use dir_fds::DirFds;
 use lower::{LowerDir, LowerLayer};
 use marks::Follow;
@@ -71,6 +73,7 @@ impl LayerStack {
         for path in read_only_upper.chain(&options.lowerdir) {
             lowers.push(LowerLayer::open(path, options)?);
         }
+        use_catalogs(&mut lowers, options, &mut notices)?;
         if lowers.is_empty() {
             return Err(Error::new(Errno::INVAL)
                 .during("mount a union of", "no layers")
@@ -203,6 +206,43 @@ fn open_upper(
         upper.finish_left_behind()?;
     }
     Ok(Some(upper))
+}
+
+/// Uses the catalogs beside the lower layers.
+///
+/// # Errors
+/// With `catalog=require`: a layer without one that counts.
+fn use_catalogs(lowers: &mut [LowerLayer], options: &MountOptions, notices: &mut Vec<String>) -> Result<()> {
+    // timeout=0 says that layers change while they are mounted.
+    let changing = options.timeout == 0.0 && options.catalog == CatalogPolicy::Auto;
+    if options.catalog == CatalogPolicy::Off || changing {
+        return Ok(());
+    }
+    let (viewer, blocks) = (Viewer::this_process()?, Arc::<Blocks>::default());
+    let mut used = 0;
+    // A read-only upper is the first of the layers and may change between mounts.
+    let above = lowers.len() - options.lowerdir.len();
+    for (layer, path) in lowers.iter_mut().skip(above).zip(&options.lowerdir) {
+        let usable = layer.use_catalog(path, viewer, &blocks).unwrap_or_else(|error| {
+            notices.push(format!("a catalog is not used: {error}"));
+            Usable::No("it cannot be read")
+        });
+        match usable {
+            Usable::Yes => used += 1,
+            Usable::Missing | Usable::No(_) if options.catalog == CatalogPolicy::Require => {
+                let why = if let Usable::No(why) = usable { why } else { "there is none" };
+                return Err(Error::new(Errno::NOENT)
+                    .during("use the catalog of lower layer", path.as_os_str().as_encoded_bytes())
+                    .hint(why));
+            }
+            Usable::Missing => {}
+            Usable::No(why) => notices.push(format!("the catalog of {} is not used: {why}", path.display())),
+        }
+    }
+    if used > 0 {
+        notices.push(format!("catalogs: {used} of {} lower layers", options.lowerdir.len()));
+    }
+    Ok(())
 }
 
 /// Takes the directories that must not be shown out of the layers that contain them.

@@ -322,7 +322,11 @@ impl Tree {
         let lower = inode.state.read().lower.clone();
         match lower {
             Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes()),
-            _ => self.pin_lower(inode)?.stat(),
+            Lower::Dirs(dirs) => {
+                let dir = dirs.first().ok_or(Error::new(Errno::NOENT))?;
+                self.stack.lower(dir)?.stat_dir(&self.stack.fds, dir)
+            }
+            Lower::None => Err(Error::new(Errno::NOENT)),
         }
     }
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::idmap::IdView;
-use crate::inode::{Data, Inode};
+use crate::inode::{Data, Inode, Lower};
 use crate::ondisk::acl::{self, Acl};
 use crate::ondisk::capability;
 use crate::ondisk::record::FORMS;
 use crate::request::NodeId;
+use crate::stack::lower::LowerDir;
 use crate::sys;
 use crate::tree::Tree;
 
@@ -33,6 +34,8 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
         let value = sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored).map_err(Error::from);
         let owners = tree.stack.upper_owners();
         value.and_then(|value| owners.shown_value(name, value, || tree.stat(inode)))
+    } else if !may_be_made_up(name) && is_bare(tree, inode) {
+        Err(Error::new(Errno::NODATA))
     } else {
         tree.pin_lower(inode)?.xattr(name)
     };
@@ -85,6 +88,25 @@ fn stored_value(tree: &Tree, name: &[u8], value: &[u8]) -> Result<Vec<u8>> {
     stored.ok_or(Error::new(Errno::INVAL))
 }
 
+/// Returns whether the kernel may answer for an attribute that is not stored: labels of security modules.
+fn may_be_made_up(name: &[u8]) -> bool {
+    name.starts_with(b"security.") && name != capability::NAME
+}
+
+/// Returns whether a node on a lower is known to have no attributes.
+fn is_bare(tree: &Tree, inode: &Inode) -> bool {
+    let lower = inode.state.read().lower.clone();
+    let (layer, fds) = (|dir: &LowerDir| tree.stack.lower(dir).ok(), &tree.stack.fds);
+    match &lower {
+        Lower::File(dir, name) => layer(dir).is_some_and(|layer| layer.is_bare(fds, dir, name.as_bytes())),
+        Lower::Dirs(dirs) => {
+            let top = dirs.first().and_then(|dir| Some((layer(dir)?, dir)));
+            top.is_some_and(|(layer, dir)| layer.is_bare_dir(fds, dir))
+        }
+        Lower::None => false,
+    }
+}
+
 fn is_common(name: &[u8]) -> bool {
     COMMON.iter().any(|common| name.starts_with(common))
 }
@@ -96,6 +118,8 @@ pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
         let owners = tree.stack.upper_owners();
         let listed = sys::xattr::list(tree.pin_upper(inode)?.as_fd()).map_err(Error::from);
         listed.map(|names| sys::xattr::names(&names).filter_map(|name| owners.shown_name(name)).collect())
+    } else if is_bare(tree, inode) {
+        Ok(Vec::new())
     } else {
         tree.pin_lower(inode)?.xattr_names()
     };

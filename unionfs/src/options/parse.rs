@@ -112,6 +112,7 @@ impl MountOptions {
             b"verity" => self.verity = word.one_of(show::VERITY)?,
             b"uuid" => self.uuid = word.one_of(show::UUID)?,
             b"xino" => self.xino = word.one_of(show::XINO)?,
+            b"catalog" => self.catalog = word.one_of(show::CATALOG)?,
             b"fsync" | b"sync" => self.fsync = word.one_of(show::FSYNC_VALUES)?,
             b"copyup" => self.copy_up = word.copy_up()?,
             b"uidmapping" => self.uid_map = word.id_map()?,

@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use super::{
-    AtimeMode, CopyUpMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir, Transport,
-    UuidPolicy, Verity, XattrPermissions, Xino,
+    AtimeMode, CatalogPolicy, CopyUpMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir,
+    Transport, UuidPolicy, Verity, XattrPermissions, Xino,
 };
 
 /// The values of `redirect_dir`.
@@ -45,6 +45,10 @@ pub(super) const FSYNC_VALUES: &[(&str, FsyncPolicy)] = &[
 /// The values of `xattr_permissions`.
 pub(super) const XATTR_PERMISSIONS: &[(&str, XattrPermissions)] =
     &[("0", XattrPermissions::Off), ("1", XattrPermissions::Security), ("2", XattrPermissions::User)];
+
+/// The values of `catalog`.
+pub(super) const CATALOG: &[(&str, CatalogPolicy)] =
+    &[("auto", CatalogPolicy::Auto), ("off", CatalogPolicy::Off), ("require", CatalogPolicy::Require)];
 
 /// The values of `transport`.
 pub(super) const TRANSPORT: &[(&str, Transport)] = &[
@@ -102,6 +106,7 @@ impl MountOptions {
         }
         list.switch("ino32_t", self.ino32)?;
         list.switch("userxattr", self.userxattr)?;
+        list.choice("catalog", CATALOG, changed(self.catalog, CatalogPolicy::default()))?;
         list.switch("dot_wh_whiteouts", self.dot_wh_whiteouts)?;
         list.switch("static_nlink", self.static_nlink)?;
         list.choice("noxattrs", &[("1", true)], Some(self.noxattrs))?;

@@ -265,7 +265,8 @@ prop_compose! {
             Just(CopyUpMode::Full),
             (1..u64::MAX).prop_map(CopyUpMode::Range),
         ],
-        (transport, data, xattr_permissions) in (
+        (catalog, transport, data, xattr_permissions) in (
+            prop::sample::select(show::CATALOG),
             prop::sample::select(show::TRANSPORT),
             prop::sample::select(show::DATA),
             prop::sample::select(show::XATTR_PERMISSIONS),
@@ -287,6 +288,7 @@ prop_compose! {
             xino: xino.1,
             fsync: fsync.1,
             copy_up,
+            catalog: catalog.1,
             transport: transport.1,
             data: data.1,
             xattr_permissions: xattr_permissions.1,

@@ -4,6 +4,8 @@
 //! private, and what is opened comes back as a [`LowerFile`], not as a bare descriptor (fchmod, fchown, fsetxattr and
 //! futimens succeed on descriptors opened read-only).
 
+mod known;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,14 +17,18 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
+use crate::ondisk::catalog::{BlockAt, Object};
 use crate::ondisk::record::Record;
 use crate::ondisk::unfinished::Writer;
 use crate::options::MountOptions;
+use crate::request::FileKind;
+use crate::stack::catalog::Catalog;
 use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
 use crate::stack::mount_ids::MountIds;
 use crate::stack::owners::{Owners, record_of};
 use crate::stack::settle;
+use crate::sys::dirents::RawEntry;
 use crate::sys::{self, Stat};
 
 /// One read-only layer.
@@ -40,6 +46,8 @@ pub(crate) struct LowerLayer {
     owners: Owners,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
+    /// What was written down of the layer.
+    catalog: Option<Catalog>,
 }
 
 /// A directory of a lower layer. Its place never changes, so it is a name and a parent; a descriptor exists only
@@ -61,6 +69,20 @@ pub(crate) struct LowerDir {
     /// Empty regular files in it may be whiteouts by attribute.
     pub xattr_whiteouts: bool,
     pub(crate) marks: OnceLock<DirMarks>,
+    /// Where the layer's catalog has it; set when it is found there.
+    block: OnceLock<BlockAt>,
+    /// It is not what the catalog says.
+    changed: AtomicBool,
+}
+
+/// What a layer has under a name.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// Attributes.
+    pub stat: Stat,
+    /// The catalog knows that the object has no attribute that is a mark.
+    pub plain: bool,
+    block: Option<BlockAt>,
 }
 
 static NEXT_DIR_ID: AtomicU64 = AtomicU64::new(1);
@@ -83,7 +105,23 @@ impl LowerDir {
             identity: (stat.dev, stat.ino),
             xattr_whiteouts,
             marks: OnceLock::new(),
+            block: OnceLock::new(),
+            changed: AtomicBool::new(false),
         })
+    }
+
+    /// Describes the directory that was found under `name`.
+    pub(crate) fn found(
+        parent: &Arc<Self>,
+        name: &[u8],
+        looked: &Looked,
+        xattr_whiteouts: bool,
+    ) -> Arc<Self> {
+        let dir = Self::new(parent.layer, Some(Arc::clone(parent)), name, &looked.stat, xattr_whiteouts);
+        if let Some(block) = looked.block {
+            dir.block.get_or_init(|| block);
+        }
+        dir
     }
 
     /// Returns the path from the layer's root, components joined by `/`, empty for the root.
@@ -134,6 +172,11 @@ impl LowerFile {
     /// Reads at `offset`.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         Ok(sys::retry(|| rustix::io::pread(&self.fd, &mut *buffer, offset))?)
+    }
+
+    /// Returns whether it has no data.
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        Ok(sys::stat_fd(self.fd.as_fd())?.size == 0)
     }
 
     /// Returns the value of a mark of the layer.
@@ -252,13 +295,17 @@ impl LowerLayer {
         let uuid =
             readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
         let owners = Owners::of_layer(root.as_fd());
-        Ok(Self { root, root_stat, mount, uuid, mount_ids, owners, hidden: Vec::new() })
+        Ok(Self { root, root_stat, mount, uuid, mount_ids, owners, hidden: Vec::new(), catalog: None })
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
     pub(crate) fn root_dir(&self, number: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
         let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
-        Ok((LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts), attrs.opaque))
+        let root = LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts);
+        if let Some(catalog) = &self.catalog {
+            root.block.get_or_init(|| catalog.root());
+        }
+        Ok((root, attrs.opaque))
     }
 
     /// Returns where owners and modes are.
@@ -349,13 +396,62 @@ impl LowerLayer {
 
     /// Returns the attributes of `name` in `dir`; ENOENT for what is not shown.
     pub(crate) fn stat(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<Stat> {
+        Ok(self.look(fds, dir, name)?.stat)
+    }
+
+    /// Returns what `name` in `dir` is; ENOENT for what is not shown. No system call where the catalog has it.
+    pub(crate) fn look(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<Looked> {
         if dir.sealed || (!self.hidden.is_empty() && self.hides(dir, name)) {
             return Err(Error::new(Errno::NOENT));
         }
+        if let Some(block) = self.known(fds, dir) {
+            let found = block.find(name, self.root_stat.dev).ok_or(Error::new(Errno::NOENT))?;
+            let Object { stat, plain, block, bare: _ } = found;
+            // Where a file with marks has its data, and how much, is for the layer to say.
+            let settled = plain || stat.kind() != FileKind::Regular;
+            if settled && (!stat.is_dir() || block.is_some()) {
+                return Ok(Looked { stat, plain, block });
+            }
+        }
+        self.look_on_disk(fds, dir, name)
+    }
+
+    /// As [`Self::look`], not asking the catalog.
+    pub(crate) fn look_on_disk(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<Looked> {
         let fd = self.dir_fd(fds, dir)?;
         let stat = sys::stat_at(fd.as_fd(), name)?;
         let stat = self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat));
-        Ok(self.owners.show(stat, |attribute| sys::xattr::get_at(fd.as_fd(), name, attribute))?)
+        let stat = self.owners.show(stat, |attribute| sys::xattr::get_at(fd.as_fd(), name, attribute))?;
+        Ok(Looked { stat, plain: false, block: None })
+    }
+
+    /// Calls `each` for every name in `dir`, until it answers `false`.
+    pub(crate) fn for_each_name(
+        &self,
+        fds: &DirFds,
+        dir: &LowerDir,
+        mut each: impl FnMut(RawEntry<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        if let Some(block) = self.known(fds, dir) {
+            for index in 0..block.len() {
+                let found = block.name_at(index).zip(block.record_at(index, self.root_stat.dev));
+                let (name, record) = found.ok_or(Error::new(Errno::IO))?;
+                let entry = RawEntry { name, ino: record.stat.ino, kind: Some(record.stat.kind()) };
+                if !each(entry)? {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        let mut failed = None;
+        sys::dirents::for_each_name(self.dir_fd(fds, dir)?.as_fd(), |entry| match each(entry) {
+            Ok(more) => Ok(more),
+            Err(error) => {
+                failed = Some(error);
+                Ok(false)
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
     }
 
     fn file(&self, fd: OwnedFd) -> LowerFile {
@@ -363,9 +459,14 @@ impl LowerLayer {
     }
 
     /// Opens `name` in `dir` for reading its data.
+    ///
+    /// # Errors
+    /// ESTALE if the file is not what the catalog, and so what the kernel was told, says.
     pub(crate) fn open_data(&self, fds: &DirFds, dir: &LowerDir, name: &FileName) -> Result<LowerFile> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        Ok(self.file(sys::open_quietly(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags)?))
+        let file = sys::open_quietly(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags)?;
+        self.check_file(fds, dir, name, file.as_fd())?;
+        Ok(self.file(file))
     }
 
     /// Opens `name` in `dir` for its attributes.
@@ -383,8 +484,11 @@ impl LowerLayer {
         if let Some(marks) = dir.marks.get() {
             return Ok(marks);
         }
-        let marks =
-            if dir.sealed { DirMarks::default() } else { marks::scan_names(self.dir_fd(fds, dir)?.as_fd())? };
+        let marks = if dir.sealed || self.known(fds, dir).is_some_and(|block| !block.has_dot_wh) {
+            DirMarks::default()
+        } else {
+            marks::scan_names(self.dir_fd(fds, dir)?.as_fd())?
+        };
         Ok(dir.marks.get_or_init(|| marks))
     }
 }
