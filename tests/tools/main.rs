@@ -1,7 +1,9 @@
 //! The commands beside the mount: what they say of a tree and make of it is what the union shows.
 
+mod check;
 mod hostile;
 mod listing;
+mod merge;
 mod round_trip;
 
 use std::path::{Path, PathBuf};
@@ -118,7 +120,7 @@ fn shown(lowers: Vec<PathBuf>, base: &Path) -> Snapshot {
 #[test]
 fn as_root_of_a_user_namespace() {
     require!(Fuse, Union, Root, Tester, UserNamespace);
-    for module in ["round_trip::", "listing::", "hostile::"] {
+    for module in ["round_trip::", "listing::", "hostile::", "check::", "merge::"] {
         run_again(Role::Namespace, module);
     }
 }

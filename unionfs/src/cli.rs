@@ -46,7 +46,7 @@ Mounts the union of directories: U on top, which takes all changes, then A, then
   -h, --help             show this text
   -V, --version          show the version
 
-Commands that mount nothing, each with --help: diff, apply, catalog.
+Commands that mount nothing, each with --help: diff, apply, check, merge, catalog.
 
 Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the process with SIGTERM.
 ";
@@ -55,8 +55,13 @@ Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the proc
 type Run = fn(&[OsString]) -> Result<ExitCode, Failure>;
 
 /// The commands beside mounting.
-const COMMANDS: [(&str, Run); 3] =
-    [("apply", tools::apply), ("catalog", catalog::run), ("diff", tools::diff)];
+const COMMANDS: [(&str, Run); 5] = [
+    ("apply", tools::apply),
+    ("catalog", catalog::run),
+    ("check", tools::check),
+    ("diff", tools::diff),
+    ("merge", tools::merge),
+];
 
 /// What was typed.
 #[derive(Debug, PartialEq, Eq)]

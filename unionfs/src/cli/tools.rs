@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use super::{Failure, NAME, complain, prepare_process, print, start_log, warn_about};
 use crate::options::MountOptions;
 use crate::tools::apply::{ApplyOptions, Devices, Format, Owners};
-use crate::tools::{apply, diff};
+use crate::tools::check::{self, Faults};
+use crate::tools::{apply, diff, merge};
 
 const DIFF_USAGE: &str = "\
 usage: unionfs diff -o lowerdir=A:B,upperdir=U[,workdir=W] [--format list|tar] [-O FILE]
@@ -36,6 +37,28 @@ Unpacks an OCI layer, a tar archive (also in gzip or zstd), into a directory. LA
   -o devices=skip        leave out devices that this process may not make
 ";
 
+const CHECK_USAGE: &str = "\
+usage: unionfs check -o upperdir=U,workdir=W[,lowerdir=A:B] [--repair]
+
+Tells what is wrong in an upper and its workdir that no mount uses, a line each, and with --repair repairs it.
+With the lowers, what leads to them is checked too. Exit status: 0 clean, 1 all repaired, 4 something is left,
+8 the check itself failed.
+
+  -o OPTION[,OPTION...]  options of the mount
+  --repair               repair what can be
+";
+
+const MERGE_USAGE: &str = "\
+usage: unionfs merge -o lowerdir=A:B[,upperdir=U,workdir=W] [--onto C:D] --into NEW
+
+Writes what the union of the layers shows into the new directory NEW. To be used above other layers, name those with
+--onto: NEW then holds what differs from them, with whiteouts. The upper must not be mounted. The layers stay as they are.
+
+  -o OPTION[,OPTION...]  options of the mount
+  --onto C[:D...]        layers below the result, topmost first
+  --into NEW             the directory to make; it appears when it is complete
+";
+
 /// What was typed after the name of a command.
 #[derive(Debug, Default)]
 struct Typed {
@@ -43,6 +66,9 @@ struct Typed {
     words: Vec<OsString>,
     format: Option<OsString>,
     output: Option<OsString>,
+    onto: Option<OsString>,
+    into: Option<OsString>,
+    repair: bool,
     help: bool,
 }
 
@@ -62,6 +88,9 @@ impl Typed {
                 b"-o" => typed.options.push(value()?),
                 b"--format" => typed.format = Some(value()?),
                 b"-O" | b"--output" => typed.output = Some(value()?),
+                b"--onto" => typed.onto = Some(value()?),
+                b"--into" => typed.into = Some(value()?),
+                b"--repair" => typed.repair = true,
                 b"-h" | b"--help" => typed.help = true,
                 b"--" => typed.words.extend(rest.by_ref().cloned()),
                 _ if bytes.len() > 1 && bytes.starts_with(b"-") => return Err(super::unknown(bytes)),
@@ -76,9 +105,6 @@ impl Typed {
         let (mut options, warnings) = MountOptions::parse(&self.options)?;
         warn_about(&warnings);
         options.flags.read_only = false;
-        if options.lowerdir.is_empty() {
-            return Err("option \"lowerdir\": lowerdir not specified".into());
-        }
         if let Some(word) = self.words.first() {
             return Err(format!("unexpected word {}", word.as_bytes().escape_ascii()).into());
         }
@@ -101,6 +127,11 @@ fn split_flag(argument: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
+/// Refuses a command without an option that it cannot do without.
+fn need(option: &str, given: bool) -> Result<(), Failure> {
+    if given { Ok(()) } else { Err(format!("option \"{option}\": {option} not specified").into()) }
+}
+
 fn prepare() {
     prepare_process();
     start_log(false);
@@ -113,9 +144,8 @@ pub(super) fn diff(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         return print(DIFF_USAGE.as_bytes());
     }
     let options = typed.mount_options()?;
-    if options.upperdir.is_none() {
-        return Err("option \"upperdir\": upperdir not specified".into());
-    }
+    need("upperdir", options.upperdir.is_some())?;
+    need("lowerdir", !options.lowerdir.is_empty())?;
     prepare();
     let format = typed.format.as_deref().unwrap_or(OsStr::new("list"));
     match format.as_bytes() {
@@ -209,4 +239,57 @@ fn apply_options(typed: &[OsString]) -> Result<ApplyOptions, Failure> {
         }
     }
     Ok(options)
+}
+
+/// `unionfs check`.
+pub(super) fn check(arguments: &[OsString]) -> Result<ExitCode, Failure> {
+    /// The exit status of fsck(8) for a check that could not be made.
+    const FAILED: u8 = 8;
+    let checked = || -> Result<ExitCode, Failure> {
+        let typed = Typed::read(arguments)?;
+        if typed.help {
+            return print(CHECK_USAGE.as_bytes());
+        }
+        let options = typed.mount_options()?;
+        need("upperdir", options.upperdir.is_some())?;
+        need("workdir", options.workdir.is_some())?;
+        prepare();
+        let findings = check::check(&options, if typed.repair { Faults::Repaired } else { Faults::Told })?;
+        let mut lines = String::new();
+        for finding in &findings {
+            lines.push_str(&finding.to_string().replace('\n', ", "));
+            lines.push('\n');
+        }
+        print(lines.as_bytes())?;
+        Ok(ExitCode::from(check::status(&findings)))
+    };
+    checked().or_else(|error| {
+        complain(&error);
+        Ok(ExitCode::from(FAILED))
+    })
+}
+
+/// `unionfs merge`.
+pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
+    let typed = Typed::read(arguments)?;
+    if typed.help {
+        return print(MERGE_USAGE.as_bytes());
+    }
+    let options = typed.mount_options()?;
+    need("lowerdir", !options.lowerdir.is_empty())?;
+    let into = typed.into.ok_or_else(|| format!("--into is needed (see {NAME} merge --help)"))?;
+    // The same text as that of lowerdir, with the same escapes.
+    let below = match typed.onto {
+        Some(list) => {
+            let mut text = OsString::from("lowerdir=");
+            text.push(list);
+            MountOptions::parse(&[text])?.0.lowerdir
+        }
+        None => Vec::new(),
+    };
+    prepare();
+    for note in merge::merge(&options, &below, Path::new(&into))? {
+        complain(&note);
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -28,6 +28,27 @@ pub fn index_name(record: &[u8]) -> Vec<u8> {
     record.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
+/// Returns whether `record` is laid out as one.
+pub fn is_record(record: &[u8]) -> bool {
+    let well_begun = matches!(record, [VERSION, MAGIC, len, ..] if usize::from(*len) == record.len());
+    well_begun && record.len() > FIXED + 16
+}
+
+/// Returns the record that an entry of the index is named by.
+pub fn record_of(name: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = name.as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let bytes = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?));
+    bytes.collect::<Option<Vec<u8>>>().filter(|record| is_record(record))
+}
+
 /// Writes the `nlink` attribute: the shown number of links less those of the upper inode.
 pub fn nlink_value(difference: i64) -> Vec<u8> {
     format!("U{difference:+}").into_bytes()
@@ -49,7 +70,13 @@ mod tests {
         assert_eq!(record.len(), 25);
         assert_eq!(&record[..5], &[0, 0xfb, 25, 0, 1]);
         assert_eq!(&record[21..], &[1, 2, 3, 4]);
-        assert!(index_name(&record).starts_with(b"00fb190001abab"));
+        let name = index_name(&record);
+        assert!(name.starts_with(b"00fb190001abab"));
+        assert!(is_record(&record) && !is_record(&record[..24]) && !is_record(b""));
+        assert_eq!(record_of(&name), Some(record));
+        for bad in [&name[1..], &name[2..], b"#12", b"00FB"] {
+            assert_eq!(record_of(bad), None);
+        }
     }
 
     #[test]

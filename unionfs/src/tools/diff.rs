@@ -12,6 +12,7 @@ use crate::options::MountOptions;
 use crate::stack::lower::LowerDir;
 use crate::tools::layer;
 use crate::tools::view::{self, Object, Parts, View};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How a path differs from the layers below.
@@ -101,19 +102,42 @@ fn key(path: &[u8], gone: bool) -> Vec<u8> {
 
 /// A pair of unions, and how they differ.
 #[derive(Debug)]
-struct Comparison {
-    new: View,
-    entries: BTreeMap<Vec<u8>, Entry>,
+pub(crate) struct Comparison {
+    /// The union with what is compared.
+    pub new: View,
+    /// What differs, in the order of a layer.
+    pub entries: BTreeMap<Vec<u8>, Entry>,
 }
 
 impl Comparison {
+    /// Compares the union of `options` with that of its lowers.
     fn of(options: &MountOptions) -> Result<Self> {
-        let new = View::open(options)?;
-        let old = View::open(&MountOptions { upperdir: None, workdir: None, ..options.clone() })?;
-        let mut walk = Walk::new(&new, &old, Extent::Changed);
+        let old = MountOptions { upperdir: None, workdir: None, ..options.clone() };
+        Self::between(View::open(options)?, &View::open(&old)?)
+    }
+
+    /// Compares the union of `options` above `below` with that of `below`; without those everything is new.
+    pub(crate) fn onto(options: &MountOptions, below: &[PathBuf]) -> Result<Self> {
+        let mut all = options.clone();
+        all.lowerdir.extend(below.iter().cloned());
+        let new = View::open(&all)?;
+        if !below.is_empty() {
+            let old =
+                MountOptions { upperdir: None, workdir: None, lowerdir: below.to_vec(), ..options.clone() };
+            return Self::between(new, &View::open(&old)?);
+        }
+        let mut walk = Walk::new(&new, &new, Extent::All);
+        let parts = new.root()?.parts;
+        walk.enter(Pair { path: Vec::new(), new: parts, old: Vec::new(), whole: true })?;
+        let entries = walk.finish()?;
+        Ok(Self { new, entries })
+    }
+
+    fn between(new: View, old: &View) -> Result<Self> {
+        let mut walk = Walk::new(&new, old, Extent::Changed);
         walk.run()?;
         if walk.misses_names() {
-            walk = Walk::new(&new, &old, Extent::All);
+            walk = Walk::new(&new, old, Extent::All);
             walk.run()?;
         }
         let entries = walk.finish()?;
@@ -181,7 +205,20 @@ impl<'a> Walk<'a> {
             let told = !view::look_the_same((self.new, &new), (self.old, &timeless))?;
             self.note(b"", told.then_some(Kind::Changed), Some(new.clone()));
         }
-        self.pending.push(Pair { path: Vec::new(), new: new.parts, old: old.parts, whole: false });
+        let parts = |object: &Object| -> Vec<_> { object.parts.iter().map(|dir| dir.identity).collect() };
+        let replaced = !parts(&new).iter().any(|place| parts(&old).contains(place));
+        if replaced {
+            self.note(b"", Some(Kind::Changed), Some(new.clone()));
+            if let Some(entry) = self.entries.get_mut(&key(b"", false)) {
+                entry.opaque = true;
+            }
+        }
+        self.enter(Pair { path: Vec::new(), new: new.parts, old: old.parts, whole: replaced })
+    }
+
+    /// Compares a directory and all that is below it.
+    fn enter(&mut self, pair: Pair) -> Result<()> {
+        self.pending.push(pair);
         while let Some(pair) = self.pending.pop() {
             self.compare(&pair).map_err(|error| error.during("compare the layers at", &pair.path))?;
         }

@@ -276,7 +276,8 @@ fn read_full(file: &LowerFile, buffer: &mut [u8], offset: u64) -> Result<usize> 
     Ok(done)
 }
 
-fn dir_view(parts: &[Arc<LowerDir>]) -> DirView<'_> {
+/// Returns a directory to look names up in.
+pub(crate) fn dir_view(parts: &[Arc<LowerDir>]) -> DirView<'_> {
     DirView { upper: None, lowers: parts, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown }
 }
 

@@ -1,0 +1,98 @@
+//! The index: entries that no name leads to, and numbers of links below that of the names: with such a number the entry would
+//! go before its last name does. A greater one is right where a layer hides names of a file in a layer below it.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, OFlags};
+
+use super::Report;
+use super::work::names;
+use crate::error::{Errno, Result};
+use crate::ondisk::origin;
+use crate::options::MountOptions;
+use crate::stack::workdir::remove_all;
+use crate::sys;
+use crate::tools::view::{Parts, View};
+
+/// Checks the index of the workdir against all names of the union.
+pub(super) fn check(report: &mut Report, options: &MountOptions, work: BorrowedFd<'_>) -> Result<()> {
+    let index = match sys::open_at(work, b"index", OFlags::PATH | OFlags::DIRECTORY, 0) {
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => {
+            report.leave(b"work/index", format!("cannot be looked at: {errno}"));
+            return Ok(());
+        }
+        Ok(index) => index,
+    };
+    let mut entries = Vec::new();
+    for name in names(index.as_fd())? {
+        let path = [b"work/index/", name.as_slice()].concat();
+        if origin::record_of(&name).is_none() {
+            report.fault(&path, "is no entry of an index", "removed", || remove_all(index.as_fd(), &name));
+            continue;
+        }
+        let stat = sys::stat_at(index.as_fd(), &name)?;
+        // A whiteout remembers an object that is gone, a directory serves exports over NFS.
+        if !stat.is_whiteout() && !stat.is_dir() {
+            entries.push((name, path, stat));
+        }
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let Some(counts) = count_names(report, options)? else { return Ok(()) };
+    for (name, path, stat) in entries {
+        let count = counts.get(&(stat.dev, stat.ino)).copied().unwrap_or(0);
+        if count == 0 && stat.nlink == 1 {
+            report.fault(&path, "no name leads to this file any more", "removed", || {
+                Ok(rustix::fs::unlinkat(&index, name.as_slice(), AtFlags::empty())?)
+            });
+            continue;
+        }
+        let mark = report.namespace.name("nlink");
+        let told = sys::xattr::get_at(index.as_fd(), &name, &mark).ok();
+        // Relative to the lower's number, which cannot be asked.
+        if told.as_deref().is_some_and(|value| value.starts_with(b"L")) {
+            continue;
+        }
+        let told = told.as_deref().and_then(origin::parse_nlink);
+        let right = count - i64::from(stat.nlink);
+        if told.is_none_or(|told| told < right) {
+            let what = format!("its number of links is less than {count}, that of its names");
+            report.fault(&path, what, "set", || {
+                let pin = sys::pin_at(index.as_fd(), &name)?;
+                Ok(sys::xattr::set(pin.as_fd(), &mark, &origin::nlink_value(right), 0)?)
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Counts the names of each file that has several; none if the tree cannot be read to its end.
+fn count_names(report: &mut Report, options: &MountOptions) -> Result<Option<HashMap<(u64, u64), i64>>> {
+    let view = View::open(options)?;
+    let mut counts = HashMap::new();
+    let mut pending: Vec<Parts> = vec![view.root()?.parts];
+    while let Some(parts) = pending.pop() {
+        let names = match view.names(&parts) {
+            Ok(names) => names,
+            Err(error) => {
+                report.leave(b"work/index", format!("the names of its files cannot be counted: {error}"));
+                return Ok(None);
+            }
+        };
+        for name in names {
+            match view.find(&parts, &name) {
+                Ok(Some(object)) if object.stat.is_dir() => pending.push(object.parts),
+                Ok(Some(object)) => *counts.entry(object.identity()).or_insert(0) += 1,
+                Ok(None) => {}
+                Err(error) => {
+                    report.leave(b"work/index", format!("the names of its files cannot be counted: {error}"));
+                    return Ok(None);
+                }
+            }
+        }
+    }
+    Ok(Some(counts))
+}

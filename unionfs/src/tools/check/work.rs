@@ -1,0 +1,73 @@
+//! The workdir: what a crash left in it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, OFlags};
+
+use super::Report;
+use crate::error::{Errno, Error, Result};
+use crate::stack::workdir::remove_all;
+use crate::sys;
+
+/// Where kernel overlayfs keeps marks that other mounts must understand.
+const INCOMPAT: &[u8] = b"incompat";
+/// The mark of a mount whose data was never synced.
+const VOLATILE: &[u8] = b"volatile";
+
+/// Checks the directory of temporary objects.
+pub(super) fn check(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
+    let dir = match sys::open_at(work, b"work", OFlags::PATH | OFlags::DIRECTORY, 0) {
+        // Never mounted.
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno @ (Errno::NOTDIR | Errno::LOOP)) => {
+            report.leave(b"work/work", "is no directory");
+            tracing::debug!(%errno, "the directory of temporary objects");
+            return Ok(());
+        }
+        result => result.map_err(|errno| Error::new(errno).during("open in the workdir", "work"))?,
+    };
+    for name in names(dir.as_fd())? {
+        if name == INCOMPAT {
+            check_volatile(report, dir.as_fd())?;
+            continue;
+        }
+        let path = [b"work/work/", name.as_slice()].concat();
+        report.fault(&path, "left by a crash", "removed", || remove_all(dir.as_fd(), &name));
+    }
+    Ok(())
+}
+
+fn check_volatile(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
+    let path = [b"work/work/", INCOMPAT, b"/", VOLATILE].concat();
+    let Ok(incompat) = sys::open_at(work, INCOMPAT, OFlags::PATH | OFlags::DIRECTORY, 0) else {
+        report.leave(&path, "cannot be looked at");
+        return Ok(());
+    };
+    for name in names(incompat.as_fd())? {
+        if name == VOLATILE {
+            let what = "a volatile mount did not end cleanly: what it wrote last may be missing";
+            report.fault(&path, what, "accepted as it is", || {
+                remove_all(incompat.as_fd(), VOLATILE)?;
+                match rustix::fs::unlinkat(work, INCOMPAT, AtFlags::REMOVEDIR) {
+                    Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+                    Err(errno) => Err(errno.into()),
+                }
+            });
+        } else {
+            let path = [b"work/work/", INCOMPAT, b"/", name.as_slice()].concat();
+            report.leave(&path, "a mark of another version, which is not known here");
+        }
+    }
+    Ok(())
+}
+
+/// Returns the names in a directory, sorted.
+pub(super) fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    sys::dirents::for_each_name(dir, |entry| {
+        names.push(entry.name.to_vec());
+        Ok(true)
+    })?;
+    names.sort_unstable();
+    Ok(names)
+}
