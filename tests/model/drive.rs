@@ -246,7 +246,7 @@ impl Driver {
                 let new = data(*seed, *len);
                 put(bytes, *offset as usize, &new);
                 let flags = libc::O_WRONLY.cast_unsigned();
-                let opened = self.union().open_file(node, flags, false).map_err(show)?;
+                let opened = self.union().open_file(&caller(), node, flags, false).map_err(show)?;
                 let count = self.union().write(node, Some(opened.fh), *offset, &new, false).map_err(show)?;
                 self.union().release(opened.fh);
                 if count == new.len() { Ok(()) } else { Err(format!("{count} of {len} bytes written")) }
@@ -263,7 +263,8 @@ impl Driver {
     fn check_bytes(&self, node: NodeId, id: Id) -> Outcome {
         let Body::File(want) = &self.model.object(id).body else { return Ok(()) };
         let show = |error: unionfs::Error| format!("{error}");
-        let opened = self.union().open_file(node, libc::O_RDONLY.cast_unsigned(), false).map_err(show)?;
+        let opened =
+            self.union().open_file(&caller(), node, libc::O_RDONLY.cast_unsigned(), false).map_err(show)?;
         let mut bytes = vec![0; want.len() + 10];
         let count = self.union().read(node, Some(opened.fh), 0, &mut bytes).map_err(show)?;
         self.union().release(opened.fh);
@@ -339,7 +340,8 @@ impl Driver {
         }
         self.let_go();
         let flags = libc::O_RDWR.cast_unsigned();
-        let opened = self.union().open_file(node, flags, false).map_err(|error| format!("{error}"))?;
+        let opened =
+            self.union().open_file(&caller(), node, flags, false).map_err(|error| format!("{error}"))?;
         // A reference of its own, so that `Forget` does not take it.
         self.lookup(path).map_err(|errno| errno.to_string())?;
         self.known.pop();
@@ -406,8 +408,10 @@ impl Driver {
             }
             _ => {
                 let mut bytes = vec![0; attr.size as usize + 1];
-                let opened =
-                    self.union().open_file(node, libc::O_RDONLY.cast_unsigned(), false).map_err(show)?;
+                let opened = self
+                    .union()
+                    .open_file(&caller(), node, libc::O_RDONLY.cast_unsigned(), false)
+                    .map_err(show)?;
                 let count = self.union().read(node, Some(opened.fh), 0, &mut bytes).map_err(show)?;
                 self.union().release(opened.fh);
                 bytes.truncate(count);

@@ -6,5 +6,6 @@ mod make;
 mod random;
 mod remove;
 mod rename;
+mod rights;
 mod roles;
 mod table;

@@ -74,6 +74,21 @@ fn who_has_no_place_in_the_mapping_makes_files_of_the_servers_user() {
 }
 
 #[test]
+fn a_write_by_root_to_a_set_id_file_with_capabilities_takes_both() {
+    require!(Fuse, Union, Root);
+    let lower =
+        LayerTree::new().file("both", "1").mode("both", 0o4755).file("bits", "2").mode("bits", 0o4755);
+    let union = Fixture::new(&[lower], "");
+    run("setcap", &["cap_net_raw=ep"], &union.at("both"));
+    for (file, mode) in [("both", 0o755), ("bits", 0o4755)] {
+        let mut opened = fs::OpenOptions::new().append(true).open(union.at(file)).unwrap();
+        std::io::Write::write_all(&mut opened, b"x").unwrap();
+        assert_eq!(fs::metadata(union.at(file)).unwrap().mode() & 0o7777, mode, "{file}");
+        assert_eq!(xattr(&union.at(file), "security.capability"), None);
+    }
+}
+
+#[test]
 fn squashed_owners_are_fixed_and_chown_changes_nothing() {
     require!(Fuse, Union, Root);
     for (options, want) in [

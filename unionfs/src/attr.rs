@@ -11,8 +11,9 @@ use crate::file_io;
 use crate::inode::Inode;
 use crate::name::NAME_MAX;
 use crate::ondisk::WHITEOUT_PREFIX;
-use crate::request::{Attr, FileKind, SetAttr, SetTime, StatFs};
+use crate::request::{Attr, Caller, FileKind, SetAttr, SetTime, StatFs};
 use crate::stack::probe::WhiteoutForm;
+use crate::sys::process::Rights;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
 
@@ -31,7 +32,7 @@ pub(crate) fn getattr(tree: &Tree, inode: &Inode) -> Result<Attr> {
 ///
 /// # Errors
 /// EISDIR and EINVAL for the size of what has none, EINVAL for an id that the mapping cannot store.
-pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
+pub(crate) fn setattr(tree: &Tree, caller: &Caller, inode: &Arc<Inode>, change: &SetAttr) -> Result<Attr> {
     if change.size.is_some() && inode.kind != FileKind::Regular {
         return Err(Error::new(if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
     }
@@ -47,8 +48,11 @@ pub(crate) fn setattr(tree: &Tree, inode: &Arc<Inode>, change: &SetAttr) -> Resu
     }
     let mut owner = wanted_owner(tree, change)?;
     if change.is_empty() && !inode.is_dir() {
-        // chown(2) with both ids -1 changes no owner but takes set-id bits and capability away.
+        // Before a change of the data that takes set-id bits away, and of chown(2) with both ids -1.
         owner = Some((None, None));
+    }
+    if owner.is_some() || (change.size.is_some() && change.kill_suidgid) {
+        drop_set_gid(tree, caller, inode)?;
     }
     if owner.is_none() && change.mode.is_none() && change.atime.is_none() && change.mtime.is_none() {
         return getattr(tree, inode);
@@ -80,6 +84,26 @@ fn keep_marks_removable(tree: &Tree, inode: &Inode, change: &SetAttr) -> Result<
     }
     let ino = inode.state.read().upper;
     ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))
+}
+
+/// Takes the set-group-id bit of a file away that its group may not execute, if who changes it or its owner is a stranger to
+/// the group: the layer's file system would ask that of this process.
+pub(crate) fn drop_set_gid(tree: &Tree, caller: &Caller, inode: &Arc<Inode>) -> Result<()> {
+    const SET_GID: u32 = libc::S_ISGID;
+    if inode.kind != FileKind::Regular {
+        return Ok(());
+    }
+    let stat = tree.stat(inode)?;
+    if stat.mode & (SET_GID | libc::S_IXGRP) != SET_GID {
+        return Ok(());
+    }
+    // Who is not to be seen, from another process namespace, is taken for a member.
+    let keeps = Rights::of(caller.pid).is_none_or(|rights| rights.keep_set_gid(tree.gids.shown(stat.gid)));
+    if keeps {
+        return Ok(());
+    }
+    copy_up::ensure_upper(tree, inode, Need::Metadata)?;
+    Ok(tree.stack.upper_owners().set_mode(tree.pin_upper(inode)?.as_fd(), stat.mode & !SET_GID)?)
 }
 
 /// How an upper object is named to the calls that change it.

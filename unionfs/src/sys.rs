@@ -8,6 +8,7 @@ pub(crate) mod dirents;
 pub(crate) mod handle;
 pub(crate) mod inode_flags;
 pub(crate) mod mount_attr;
+pub(crate) mod process;
 pub(crate) mod stat;
 pub(crate) mod write_back;
 pub(crate) mod xattr;

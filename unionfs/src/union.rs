@@ -97,10 +97,10 @@ impl Union {
     }
 
     /// Changes attributes and returns the new ones.
-    pub fn setattr(&self, _caller: &Caller, node: NodeId, change: &SetAttr) -> Result<Attr> {
+    pub fn setattr(&self, caller: &Caller, node: NodeId, change: &SetAttr) -> Result<Attr> {
         let tree = self.tree.enter();
         tree.stack.upper()?;
-        attr::setattr(&tree, &tree.table.get(node)?, change)
+        attr::setattr(&tree, caller, &tree.table.get(node)?, change)
     }
 
     /// Returns the target of a symbolic link.
@@ -216,9 +216,13 @@ impl Union {
     }
 
     /// Opens a file. `kill_suidgid`: the caller may not keep set-id bits through `O_TRUNC`.
-    pub fn open_file(&self, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
+    pub fn open_file(&self, caller: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
         let tree = self.tree.enter();
-        file_io::open(&tree, &tree.table.get(node)?, flags, kill_suidgid)
+        let inode = tree.table.get(node)?;
+        if kill_suidgid && flags.cast_signed() & libc::O_TRUNC != 0 {
+            attr::drop_set_gid(&tree, caller, &inode)?;
+        }
+        file_io::open(&tree, &inode, flags, kill_suidgid)
     }
 
     /// Reads until `buffer` is full or the file ends. `fh` is not needed: the node knows what serves it.

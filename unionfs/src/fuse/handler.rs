@@ -233,7 +233,8 @@ impl Handler {
         match *request {
             Request::Open { .. } if self.config.opens == Opens::Unserved => Err(Errno::NOSYS.into()),
             Request::Open { flags, open_flags } => {
-                let opened = self.union.open_file(node, flags, open_flags & flags::OPEN_KILL_SUIDGID != 0)?;
+                let kill = open_flags & flags::OPEN_KILL_SUIDGID != 0;
+                let opened = self.union.open_file(&caller(header, 0), node, flags, kill)?;
                 let (fh, flags, backing) = self.open_reply(node, &opened);
                 fitted(reply::open(out, fh, flags, backing))
             }

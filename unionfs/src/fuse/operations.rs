@@ -186,7 +186,7 @@ impl fuser::Filesystem for FuseAdapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let flags = flags.0.cast_unsigned();
-        let work = |union: &Union| union.open_file(node(ino), flags, kills_suidgid(req));
+        let work = |union: &Union| union.open_file(&caller(req, 0), node(ino), flags, kills_suidgid(req));
         let send = |reply: ReplyOpen, opened: Opened| {
             reply.opened(FileHandle(opened.fh.0), self.open_flags(&opened))
         };
