@@ -1,10 +1,12 @@
 //! System calls that do something else than on a plain directory, or nothing.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 
+use e2e::mounted::{Layers, Mounted, scratch, union_program};
 use e2e::require;
 use e2e::tree::LayerTree;
+use e2e::user::install;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -54,5 +56,41 @@ fn the_fuser_transport_makes_no_unnamed_files_and_shows_node_numbers() {
         let ino = |name: &str| fs::metadata(union.at(name)).unwrap().ino();
         // Without an index two names of a lower file are two nodes, which one number cannot stand for.
         assert_eq!(ino("a") == ino("b"), same, "{transport}");
+    }
+}
+
+#[test]
+fn a_file_that_is_open_can_be_used_whatever_its_mode_has_become() {
+    require!(Fuse, Union);
+    let scratch = scratch();
+    let layers = Layers::below(scratch.path(), 1);
+    let tree = (0..100).fold(LayerTree::new(), |tree, n| tree.file(format!("old{n}"), "old"));
+    let tree = tree.file("cut", "old");
+    tree.build(&layers.lowers[0]);
+    // So few descriptors that the server has to close files that are open.
+    let (text, program) = (scratch.path().join("text"), scratch.path().join("few"));
+    fs::write(&text, format!("#!/bin/sh\nulimit -n 300\nexec '{}' \"$@\"\n", union_program().display()))
+        .unwrap();
+    install(&text, &program);
+    let mounted = Mounted::with(&program, layers);
+    let mut files = Vec::new();
+    for n in 0..100 {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(true);
+        let mode = [0o400, 0o000, 0o200][n % 3];
+        files.push((mode, options.mode(mode).open(mounted.root().join(format!("new{n}"))).unwrap()));
+        let old = options.open(mounted.root().join(format!("old{n}"))).unwrap();
+        old.set_permissions(fs::Permissions::from_mode(mode)).unwrap();
+        files.push((mode, old));
+    }
+    let cut = fs::OpenOptions::new().write(true).open(mounted.root().join("cut")).unwrap();
+    cut.set_permissions(fs::Permissions::from_mode(0o400)).unwrap();
+    cut.set_len(0).unwrap();
+    assert_eq!((cut.metadata().unwrap().mode() & 0o7777, cut.metadata().unwrap().len()), (0o400, 0));
+    for (mode, file) in &files {
+        file.write_all_at(b"data", 0).unwrap();
+        let mut read = [0; 4];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!((&read, file.metadata().unwrap().mode() & 0o7777), (b"data", *mode));
     }
 }

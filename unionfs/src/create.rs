@@ -171,6 +171,14 @@ impl Target<'_> {
         covered: Covered,
     ) -> Result<(Stat, Option<OwnedFd>)> {
         let upper = self.tree.stack.upper()?;
+        if !upper.owners.are_inodes() && !inherits {
+            // The record says all that a directory would give.
+            let temp = upper.workdir.temp();
+            let from = (upper.workdir.fd(), temp.name());
+            let (stat, fd) = self.make_recorded(from, new, mode, inherits)?;
+            self.publish(from, &stat, covered)?;
+            return Ok((stat, fd));
+        }
         // What is made inside a directory with the parent's default ACL inherits as it would in the parent.
         let nursery = upper.workdir.temp();
         rustix::fs::mkdirat(upper.workdir.fd(), nursery.name(), Mode::RWXU)?;
@@ -189,22 +197,23 @@ impl Target<'_> {
             let made = make_at(nest.as_fd(), self.name, new, mode)?;
             self.finish(nest.as_fd(), self.name, made, new, mode, inherits)?
         } else {
-            self.make_recorded(nest.as_fd(), new, mode, inherits)?
+            self.make_recorded((nest.as_fd(), self.name), new, mode, inherits)?
         };
-        if stat.is_dir() && covered != Covered::No {
-            let dir = sys::pin_at(nest.as_fd(), self.name)?;
-            set_opaque(self.tree, dir.as_fd())?;
-        }
-        self.publish(nest.as_fd(), &stat, covered)?;
+        self.publish((nest.as_fd(), self.name), &stat, covered)?;
         Ok((stat, fd))
     }
 
-    fn publish(&self, nest: BorrowedFd<'_>, stat: &Stat, covered: Covered) -> Result<()> {
+    /// Moves an object that was made in the workdir to its place.
+    fn publish(&self, from: (BorrowedFd<'_>, &[u8]), stat: &Stat, covered: Covered) -> Result<()> {
+        if stat.is_dir() && covered != Covered::No {
+            let dir = sys::pin_at(from.0, from.1)?;
+            set_opaque(self.tree, dir.as_fd())?;
+        }
         let to = self.fd.as_fd();
-        let rename = |flags| rustix::fs::renameat_with(nest, self.name, to, self.name, flags);
+        let rename = |flags| rustix::fs::renameat_with(from.0, from.1, to, self.name, flags);
         match covered {
             Covered::CharWhiteout if stat.is_dir() => {
-                // The whiteout is in the nursery now and goes with it.
+                // The whiteout is in the workdir now and goes with the guard of what was there.
                 rename(RenameFlags::EXCHANGE)?;
             }
             Covered::CharWhiteout => rename(RenameFlags::empty())?,

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Inode, Lower, UpperFile};
@@ -39,9 +39,12 @@ pub(crate) fn open(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFi
         (_, Ok(opened)) => (true, opened),
         // This process may not write, or not read, what its owner's mode forbids.
         (Access::Read, Err(e)) if e.is(Errno::ACCESS) || e.is(Errno::TXTBSY) => {
-            (false, open_as(OFlags::RDONLY)?)
+            match open_as(OFlags::RDONLY) {
+                Err(error) if error.is(Errno::ACCESS) => (true, open_own(tree, inode)?),
+                opened => (false, opened?),
+            }
         }
-        (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_as(OFlags::WRONLY)?),
+        (Access::Write, Err(e)) if e.is(Errno::ACCESS) => (true, open_own(tree, inode)?),
         (_, Err(error)) => return Err(error),
     };
     let owners = tree.stack.upper_owners();
@@ -49,6 +52,35 @@ pub(crate) fn open(tree: &Tree, inode: &Inode, access: Access) -> Result<UpperFi
     let may_have_suid = owners.has_privileges(fd.as_fd(), &stat);
     let parts = tree.unfinished.parts(stat.ino);
     Ok(UpperFile { fd: Arc::new(fd), writable, may_have_suid, parts })
+}
+
+/// Opens a file of this process's user in spite of its mode: who asks has it open since before, or since its creation.
+///
+/// # Errors
+/// EACCES if the file is another user's.
+fn open_own(tree: &Tree, inode: &Inode) -> Result<OwnedFd> {
+    let pinned = inode.state.read().pinned.clone();
+    let pin = match pinned {
+        Some(pinned) => pinned,
+        None => Arc::new(tree.reach(inode, |parent, name| {
+            let pin = sys::pin_at(parent, name)?;
+            let ino = sys::stat_fd(pin.as_fd())?.ino;
+            Ok((pin, ino))
+        })?),
+    };
+    let path = sys::proc_path(pin.as_fd());
+    let change = |mode| rustix::fs::chmodat(CWD, path.as_str(), Mode::from_raw_mode(mode), AtFlags::empty());
+    let mode_now = || Ok::<_, Error>(sys::stat_fd(pin.as_fd())?.inode_mode & 0o7777);
+    let mode = mode_now()?;
+    let usable = mode | 0o600;
+    change(usable).map_err(|errno| if errno == Errno::PERM { Errno::ACCESS } else { errno })?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = sys::retry(|| rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty()));
+    // Unless somebody has changed it meanwhile.
+    if mode_now()? == usable {
+        change(mode)?;
+    }
+    Ok(opened?)
 }
 
 /// Opens the lower file that holds a node's data: its own, or for a metacopy the one it was made from.

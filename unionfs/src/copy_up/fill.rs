@@ -43,7 +43,7 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
         settle::unmark(file.fd.as_fd(), namespace)?;
     }
     // Without privilege the writing took set-id bits away, or the mode had to let this process write.
-    if need != Need::Truncate && sys::stat_fd(file.fd.as_fd())?.mode != before.mode {
+    if sys::stat_fd(file.fd.as_fd())?.mode != before.mode {
         rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(before.mode & 0o7777))?;
     }
     inode.state.write().lower_data = None;
@@ -71,13 +71,13 @@ fn copy(tree: &Tree, inode: &Inode, need: Need, file: &UpperFile, before: &Stat)
     Ok(at)
 }
 
-/// Opens the file, also where its own mode forbids that to an ordinary user who owns it.
+/// Opens the file. Where its own mode forbids that to an ordinary user who owns it, the mode is another until the end: marks
+/// cannot be removed otherwise.
 fn open_for_writing(tree: &Tree, inode: &Inode, pin: BorrowedFd<'_>, mode: u32) -> Result<UpperFile> {
-    match upper_file::open(tree, inode, Access::Write) {
-        Err(error) if error.is(Errno::ACCESS) => {}
-        result => return result,
+    const USABLE: u32 = 0o600;
+    if tree.policy.own_ids.0 != 0 && mode & USABLE != USABLE {
+        let mode = Mode::from_raw_mode((mode & 0o7777) | USABLE);
+        rustix::fs::chmodat(CWD, sys::proc_path(pin), mode, AtFlags::empty())?;
     }
-    let mode = Mode::from_raw_mode((mode & 0o7777) | 0o600);
-    rustix::fs::chmodat(CWD, sys::proc_path(pin), mode, AtFlags::empty())?;
     upper_file::open(tree, inode, Access::Write)
 }

@@ -25,11 +25,11 @@ impl New<'_> {
 }
 
 impl Target<'_> {
-    /// Makes an object in `dir` and its record. A device, pipe or socket is a regular file: on others an ordinary user can
-    /// set no attribute.
+    /// Makes an object and its record, under a name in a directory. A device, pipe or socket is a regular file: on others
+    /// an ordinary user can set no attribute.
     pub(super) fn make_recorded(
         &self,
-        dir: BorrowedFd<'_>,
+        (dir, name): (BorrowedFd<'_>, &[u8]),
         new: New<'_>,
         mode: u32,
         inherits: bool,
@@ -39,23 +39,23 @@ impl Target<'_> {
             New::Node { .. } => New::Node { mode: libc::S_IFREG, rdev: 0 },
             other => other,
         };
-        let fd = make_at(dir, self.name, stand_in, usable_mode(mode))?;
+        let fd = make_at(dir, name, stand_in, usable_mode(mode))?;
         if new.is_symlink() {
-            self.own_link(dir)?;
+            self.own_link(dir, name)?;
         } else {
-            let pin = sys::pin_at(dir, self.name)?;
+            let pin = sys::pin_at(dir, name)?;
             owners.record(pin.as_fd(), &self.new_record(new, mode, inherits)?)?;
         }
-        Ok((owners.stat_at(dir, self.name)?, fd))
+        Ok((owners.stat_at(dir, name)?, fd))
     }
 
     /// Gives a symbolic link, which has no record, its owner where this process may.
-    fn own_link(&self, dir: BorrowedFd<'_>) -> Result<()> {
+    fn own_link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         let record = self.new_record(New::Symlink { target: b"" }, 0o777, false)?;
         if (record.uid, record.gid) == self.tree.policy.own_ids {
             return Ok(());
         }
-        let pin = sys::pin_at(dir, self.name)?;
+        let pin = sys::pin_at(dir, name)?;
         let (uid, gid) = (Uid::from_raw(record.uid), Gid::from_raw(record.gid));
         Ok(self.tree.stack.upper_owners().set_owner(pin.as_fd(), Some(uid), Some(gid))?)
     }
