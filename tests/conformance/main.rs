@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::require;
 use e2e::require::say;
-use e2e::suites::{Verdict, fsx, pjdfstest};
+use e2e::suites::{SHORT_STRESSORS, Stressed, Verdict, fsx, pjdfstest, stress};
 use e2e::tree::LayerTree;
 use e2e::user::{Role, run_again};
 
@@ -72,6 +72,21 @@ fn fsx_finds_no_wrong_byte() {
         }
     }
     say(&format!("fsx: 6 runs of {count} operations"));
+}
+
+#[test]
+fn stress_ng_finds_nothing_wrong_that_the_plain_file_system_does_right() {
+    require!(Fuse, Union, StressNg);
+    let (plain, scratch) = (scratch(), scratch());
+    let layers = Layers::below(scratch.path(), 1);
+    LayerTree::new().file("lower", "1").build(&layers.lowers[0]);
+    let mounted = Mounted::new(layers);
+    for stressor in SHORT_STRESSORS {
+        let (verdict, text) = stress(mounted.root(), stressor, 1);
+        if verdict == Stressed::Failed {
+            assert_eq!(stress(plain.path(), stressor, 1).0, Stressed::Failed, "{stressor}: {text}");
+        }
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@
 //! | `E2E_PEERS=PROGRAM:PROGRAM` | the fuse-overlayfs programs of the interop tier, instead of those in PATH |
 //! | `E2E_FILES=N` | number of files of the limits tier |
 //! | `E2E_FSX_OPS=N` | number of operations of fsx |
+//! | `E2E_STRESS_SECONDS=N` | seconds for each stressor of the conformance table |
 //! | `E2E_TOOLS=DIR` | where pjdfstest and fsx are, instead of target/tools/bin |
 //! | `E2E_AS=user\|userns\|single` | set by the harness for its own re-execution as an ordinary user |
 

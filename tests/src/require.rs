@@ -25,6 +25,8 @@ pub enum Need {
     Suites,
     /// fuse-overlayfs is installed.
     FuseOverlayfs,
+    /// stress-ng is installed.
+    StressNg,
 }
 
 impl Need {
@@ -55,6 +57,9 @@ impl Need {
             Self::Suites => {
                 let there = crate::suites::NAMES.iter().all(|name| crate::suites::program(name).exists());
                 (!there).then(|| "the suites are not installed: cargo xtask external-suites".into())
+            }
+            Self::StressNg => {
+                (!quiet(&["stress-ng", "--version"])).then(|| "stress-ng is not installed".into())
             }
             Self::FuseOverlayfs => {
                 (!quiet(&["fuse-overlayfs", "--version"])).then(|| "fuse-overlayfs is not installed".into())

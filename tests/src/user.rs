@@ -1,5 +1,6 @@
 //! Running a tier again as an ordinary user: with fusermount3, in a user namespace with or without ranges.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -71,15 +72,15 @@ pub fn run_again(role: Role, filter: &str) {
 
 /// Runs the tests named by `filter` of this test binary again, in `role` or as now, with catalogs of all lower layers.
 pub fn run_with_catalogs(role: Option<Role>, filter: &str) {
-    rerun(role, &["--test-threads=2", filter], &[("E2E_CATALOGS", Path::new("1"))]);
+    rerun(role, &["--test-threads=2", filter], &[("E2E_CATALOGS", OsStr::new("1"))]);
 }
 
-/// Runs an ignored test again, in `role` or as now, telling it in `E2E_ROWS` where to write.
-pub fn run_measurement(role: Option<Role>, filter: &str, rows: &Path) {
-    rerun(role, &["--ignored", "--exact", filter], &[("E2E_ROWS", rows)]);
+/// Runs an ignored test again, in `role` or as now, with more variables.
+pub fn run_measurement(role: Option<Role>, filter: &str, environment: &[(&str, &OsStr)]) {
+    rerun(role, &["--ignored", "--exact", filter], environment);
 }
 
-fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &Path)]) {
+fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &OsStr)]) {
     let scratch = tempfile::Builder::new().prefix("u-").tempdir_in(mounted::scratch_base()).unwrap();
     std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     let test = copy_program(&std::env::current_exe().unwrap(), scratch.path());
@@ -88,7 +89,7 @@ fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &Path)]) 
         copy_program(suite, scratch.path());
     }
     let mut words = role.map_or_else(Vec::new, Role::command);
-    words.extend(["timeout", "900"]);
+    words.extend(["timeout", if arguments.contains(&"--ignored") { "7200" } else { "900" }]);
     let word = role.map_or("root", Role::word);
     let mut command = Command::new(words[0]);
     command

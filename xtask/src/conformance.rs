@@ -1,7 +1,5 @@
 //! The suites that nobody in this project wrote, and the table of who passes them.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use crate::Outcome;
@@ -14,42 +12,56 @@ const SUITES: [(&str, &str); 2] = [("pjdfstest", "0.2.2"), ("fsx", "0.3.2")];
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Number of fsx operations on each file system.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 100_000)]
     pub(crate) fsx_ops: u32,
+    /// Seconds for each stressor of stress-ng.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) stress_seconds: u32,
+    /// Number of random histories of the parity suite.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) histories: u32,
 }
 
-/// Returns where the suites are installed.
-pub(crate) fn tools() -> PathBuf {
-    workspace().join("target/tools")
-}
+/// The newest fuse-overlayfs, to be compared with beside the one that is installed on the system.
+const PEER: (&str, &str) = ("fuse-overlayfs", "2.0.0");
 
 /// Installs the suites below target/tools unless they are there.
 pub(crate) fn install() -> Outcome {
-    for (suite, version) in SUITES {
-        if tools().join("bin").join(suite).exists() {
-            continue;
-        }
-        let arguments = [
-            "install",
-            "--quiet",
-            "--locked",
-            "--debug",
-            "--root",
-            "target/tools",
-            "--version",
-            version,
-            suite,
-        ];
-        call("cargo", &arguments, &[])?;
+    SUITES.iter().try_for_each(|(suite, version)| install_crate(suite, version, "target/tools", "--debug"))
+}
+
+fn install_crate(name: &str, version: &str, root: &str, profile: &str) -> Outcome {
+    if workspace().join(root).join("bin").join(name).exists() {
+        return Ok(());
     }
-    Ok(())
+    let arguments = ["install", "--quiet", "--locked", profile, "--root", root, "--version", version, name];
+    call("cargo", &arguments, &[])
+}
+
+/// Returns the programs to compare with, the one of the system if it is there.
+fn peers() -> String {
+    let newest = workspace().join("target/peers/bin").join(PEER.0).display().to_string();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let of_system = std::env::split_paths(&path)
+        .filter(|directory| !directory.ends_with(".cargo/bin"))
+        .map(|directory| directory.join(PEER.0))
+        .find(|program| program.exists());
+    of_system.map_or(newest.clone(), |program| format!("{}:{newest}", program.display()))
 }
 
 /// Runs every suite on every file system through the `conformance` tier and writes docs/conformance.md.
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     install()?;
-    let ops = arguments.fsx_ops.to_string();
+    install_crate(PEER.0, PEER.1, "target/peers", "--profile=release")?;
+    let numbers = [arguments.fsx_ops, arguments.stress_seconds, arguments.histories].map(|n| n.to_string());
     let words = "test --package e2e --test conformance -- --ignored --exact table::table --nocapture";
     let test: Vec<&str> = words.split(' ').collect();
-    call("cargo", &test, &[("E2E_FSX_OPS", &ops), ("E2E_CONFORMANCE_TABLE", "docs/conformance.md")])
+    let settings = [
+        ("E2E_FSX_OPS", numbers[0].as_str()),
+        ("E2E_STRESS_SECONDS", numbers[1].as_str()),
+        ("E2E_HISTORIES", numbers[2].as_str()),
+        ("E2E_PEERS", &peers()),
+        ("E2E_CONFORMANCE_TABLE", "docs/conformance.md"),
+    ];
+    call("cargo", &test, &settings)
 }
