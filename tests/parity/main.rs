@@ -8,4 +8,5 @@ mod remove;
 mod rename;
 mod rights;
 mod roles;
+mod storage;
 mod table;

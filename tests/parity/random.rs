@@ -133,6 +133,19 @@ fn random_histories_equal_one_directory_through_a_mapping_of_ids() {
     compare(&Server::ours_with(MAPPED), &Server::Plain, 2, Flavour::full(), NONE);
 }
 
+#[test]
+fn random_histories_equal_a_plain_directory_with_whiteouts_by_attribute() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",whiteouts=xattr"), &Server::Plain, 3, Flavour::full(), NONE);
+}
+
+#[test]
+fn random_histories_equal_a_plain_directory_with_a_sidecar() {
+    require!(Fuse, Union);
+    compare(&Server::ours_with(",sidecar=on"), &Server::Plain, 1, Flavour::full(), NONE);
+    compare(&Server::ours_with(",sidecar=on"), &Server::Plain, 3, Flavour::full(), NONE);
+}
+
 /// The harness itself: the two oracles agree, so what differs from them is the union's.
 #[test]
 fn kernel_overlayfs_equals_a_plain_directory() {

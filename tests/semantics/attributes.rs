@@ -73,9 +73,22 @@ fn a_lower_on_another_file_system_has_its_place_in_the_high_bits() {
     layers.lowers.push(elsewhere.path().to_path_buf());
     fs::write(elsewhere.path().join("f"), "1").unwrap();
     let own = fs::metadata(elsewhere.path().join("f")).unwrap().ino();
-    let mounted = Mounted::new(layers);
-    let ino = || fs::metadata(mounted.root().join("f")).unwrap().ino();
-    assert_eq!(ino(), (1 << 48) | own);
-    fs::write(mounted.root().join("f"), "2").unwrap();
-    assert_eq!(ino(), (1 << 48) | own);
+    let (own_options, upper) = (layers.extra.clone(), layers.upper.clone().unwrap());
+    for (option, want) in [
+        ("", (1 << 48) | own),
+        (",xino=on", (1 << 48) | own),
+        (",xino=auto", (1 << 48) | own),
+        (",xino=off", own),
+    ] {
+        layers.extra = format!("{own_options}{option}");
+        let mut mounted = Mounted::new(layers.clone());
+        let ino = |mounted: &Mounted| fs::metadata(mounted.root().join("f")).unwrap().ino();
+        assert_eq!(ino(&mounted), want, "{option}");
+        fs::write(mounted.root().join("f"), "2").unwrap();
+        assert_eq!(ino(&mounted), want, "{option}");
+        mounted.remount();
+        assert_eq!(ino(&mounted), want, "{option}");
+        mounted.unmount();
+        fs::remove_file(upper.join("f")).unwrap();
+    }
 }

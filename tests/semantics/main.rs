@@ -3,6 +3,7 @@
 mod attributes;
 mod calls;
 mod durability;
+mod formats;
 mod idmapped;
 mod kernel;
 mod layers;
@@ -10,6 +11,7 @@ mod names;
 mod owners;
 mod records;
 mod rights;
+mod storage;
 mod upper;
 
 use std::path::{Path, PathBuf};
@@ -75,7 +77,17 @@ fn mark(path: &Path, name: &str) -> Option<Vec<u8>> {
 #[test]
 fn as_an_ordinary_user_through_fusermount3() {
     require!(Fuse, Union, Root, Tester);
-    for module in ["attributes::", "calls::", "durability::", "layers::", "names::", "upper::"] {
+    let modules = [
+        "attributes::",
+        "calls::",
+        "durability::",
+        "formats::",
+        "layers::",
+        "names::",
+        "storage::",
+        "upper::",
+    ];
+    for module in modules {
         run_again(Role::Plain, module);
     }
 }

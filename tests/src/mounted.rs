@@ -61,7 +61,12 @@ impl Layers {
     /// Lays out `base/lower0..`, `upper`, `work` and `merged`; lowers are made unless they are there.
     pub fn below(base: &Path, lowers: usize) -> Self {
         let lowers: Vec<PathBuf> = (0..lowers).map(|n| base.join(format!("lower{n}"))).collect();
-        let [upper, work, target] = ["upper", "work", "merged"].map(|name| base.join(name));
+        let writable = match std::env::var_os("E2E_UPPER_DIR") {
+            Some(elsewhere) => Path::new(&elsewhere).join(base.strip_prefix("/").unwrap_or(base)),
+            None => base.to_path_buf(),
+        };
+        let [upper, work] = ["upper", "work"].map(|name| writable.join(name));
+        let target = base.join("merged");
         for directory in lowers.iter().chain([&upper, &work, &target]) {
             std::fs::create_dir_all(directory).unwrap();
         }

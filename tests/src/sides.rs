@@ -1,5 +1,8 @@
 //! The file systems that a history can run on: a union by any program, kernel overlayfs, a plain directory.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::flatten::flatten;
@@ -96,22 +99,41 @@ impl Side for Union {
     }
 }
 
-/// Returns what stands in a workdir beside empty directories and the index.
+/// Returns what stands in a workdir beside empty directories, the index, and the sidecar of what is in the upper beside
+/// it.
 pub fn leftovers(work: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(work).into_iter().flatten().flatten() {
         let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if entry.file_name() != "index" {
-                found.extend(
-                    std::fs::read_dir(&path).into_iter().flatten().flatten().map(|inner| inner.path()),
-                );
-            }
-        } else {
+        let inner = || std::fs::read_dir(&path).into_iter().flatten().flatten().map(|inner| inner.path());
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             found.push(path);
+        } else if entry.file_name() == "sidecar" {
+            let numbers = inode_numbers(&[work.with_file_name("upper"), work.join("index")]);
+            let speaks_of_nothing = |path: &PathBuf| {
+                path.file_name().is_some_and(|name| name != "upper" && !numbers.contains(name))
+            };
+            found.extend(inner().filter(speaks_of_nothing));
+        } else if entry.file_name() != "index" {
+            found.extend(inner());
         }
     }
     found
+}
+
+/// Returns the inode numbers of everything below some directories, as records of a sidecar are named.
+fn inode_numbers(roots: &[PathBuf]) -> HashSet<OsString> {
+    let mut numbers = HashSet::new();
+    let mut waiting = roots.to_vec();
+    while let Some(path) = waiting.pop() {
+        let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
+        numbers.insert(format!("{:x}", meta.ino()).into());
+        if meta.is_dir() {
+            waiting
+                .extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
+    }
+    numbers
 }
 
 /// Builds `layers` twice and mounts them (or copies their union), the first server being the one under test.

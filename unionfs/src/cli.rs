@@ -23,7 +23,7 @@ use tracing::level_filters::LevelFilter;
 use crate::fuse::daemon::{self, Inherited, Leaver, Side};
 use crate::fuse::mount::{self, Busy};
 use crate::fuse::session::{Server, raise_open_files_limit};
-use crate::options::{MountOptions, Warning};
+use crate::options::{MountOptions, Warning, Whiteouts};
 use crate::union::Union;
 
 /// The name in front of each message.
@@ -190,7 +190,9 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     let (mut options, mut warnings) = MountOptions::parse(&typed.options)?;
     let mountpoint = typed.mountpoint.ok_or_else(|| format!("no mount point given (see {NAME} --help)"))?;
     options.debug |= typed.debug;
-    options.dot_wh_whiteouts |= std::env::var_os(DISABLE_DEVICE_WHITEOUTS).is_some();
+    if std::env::var_os(DISABLE_DEVICE_WHITEOUTS).is_some() {
+        options.whiteouts = Whiteouts::DotWh;
+    }
     warnings.extend(options.validate()?);
     warn_about(&warnings);
     prepare_process();

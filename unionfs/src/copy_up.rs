@@ -26,6 +26,7 @@ use crate::stack::upper::UpperLayer;
 use crate::stack::workdir::Temp;
 use crate::sys::{self, Stat};
 use crate::tree::{Tree, no_whiteouts};
+use crate::verity;
 
 /// How much of the object the caller needs on the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,13 @@ fn lift(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     let upper = tree.stack.upper()?;
     let name = inode.place().map(|place| place.name);
     let label = name.as_ref().map_or(&b"(unlinked)"[..], |name| name.as_bytes()).to_vec();
+    let need = match need {
+        // Where a digest is required of every metacopy, a file without one is copied whole.
+        Need::Metadata if inode.kind == FileKind::Regular && verity::mark(tree, inode)?.is_none() => {
+            Need::Data
+        }
+        need => need,
+    };
     let job = CopyUp { tree, upper, inode, need };
     job.run().map_err(|error| error.during("copy up", label))?;
     if inode.kind == FileKind::Regular {
@@ -120,6 +128,7 @@ impl CopyUp<'_> {
     fn build(&self, source: &LowerFile, stat: &Stat) -> Result<Built<'_>> {
         let temp = self.upper.workdir.temp();
         let fd = self.make(&temp, source, stat)?;
+        self.upper.workdir.attributes.born(fd.as_fd())?;
         let index = self.mark_origin(fd.as_fd(), stat)?;
         let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
         let data = match self.need {
@@ -172,7 +181,8 @@ impl CopyUp<'_> {
         if linked && (self.tree.index.is_none() || record.is_none()) {
             return Ok(None);
         }
-        let set = |mark: &str, value: &[u8]| sys::xattr::set(fd, &namespace.name(mark), value, 0);
+        let attributes = &self.upper.workdir.attributes;
+        let set = |mark: &str, value: &[u8]| attributes.set(fd, &namespace.name(mark), value, 0);
         if let Some(record) = &record
             && set("origin", record).is_err()
         {
@@ -180,7 +190,11 @@ impl CopyUp<'_> {
             return Ok(None);
         }
         if !self.inode.is_dir() {
-            set(marks::INO, self.inode.ino.to_string().as_bytes())?;
+            match set(marks::INO, self.inode.ino.to_string().as_bytes()) {
+                // As above.
+                Err(error) if error.is(Errno::PERM) => return Ok(None),
+                result => result?,
+            }
         }
         let Some(record) = record.filter(|_| linked) else { return Ok(None) };
         // The upper inode will have two links: its name and the index.
@@ -191,7 +205,8 @@ impl CopyUp<'_> {
 
     fn mark_metacopy(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::OPNOTSUPP))?;
-        Ok(sys::xattr::set(fd, &namespace.name("metacopy"), b"", 0)?)
+        let value = verity::mark(self.tree, self.inode)?.unwrap_or_default();
+        self.upper.workdir.attributes.set(fd, &namespace.name("metacopy"), &value, 0)
     }
 
     /// Makes an empty object of the right type.

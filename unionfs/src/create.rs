@@ -69,8 +69,8 @@ impl New<'_> {
 enum Covered {
     /// Nothing: nothing was ever deleted there.
     No,
-    /// A whiteout in kernel overlayfs' form.
-    CharWhiteout,
+    /// A whiteout of a form that takes the name's place.
+    Whiteout,
     /// A `.wh.NAME` beside it.
     DotWh,
 }
@@ -160,7 +160,8 @@ impl Target<'_> {
 
     /// A whiteout in a directory that has no lowers: another program left it.
     fn is_stray_whiteout(&self) -> bool {
-        sys::stat_at(self.fd.as_fd(), self.name).is_ok_and(|stat| stat.is_whiteout())
+        let (stack, dir) = (&self.tree.stack, self.fd.as_fd());
+        sys::stat_at(dir, self.name).is_ok_and(|stat| stack.is_upper_whiteout(dir, self.name, &stat))
     }
 
     fn make_in_workdir(
@@ -212,11 +213,11 @@ impl Target<'_> {
         let to = self.fd.as_fd();
         let rename = |flags| rustix::fs::renameat_with(from.0, from.1, to, self.name, flags);
         match covered {
-            Covered::CharWhiteout if stat.is_dir() => {
+            Covered::Whiteout if stat.is_dir() => {
                 // The whiteout is in the workdir now and goes with the guard of what was there.
                 rename(RenameFlags::EXCHANGE)?;
             }
-            Covered::CharWhiteout => rename(RenameFlags::empty())?,
+            Covered::Whiteout => rename(RenameFlags::empty())?,
             Covered::No | Covered::DotWh => match rename(RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) if self.is_stray_whiteout() => rename(RenameFlags::EXCHANGE)?,
                 Err(Errno::INVAL | Errno::NOSYS) => rename(RenameFlags::empty())?,
@@ -239,6 +240,7 @@ impl Target<'_> {
         mode: u32,
         inherits: bool,
     ) -> Result<(Stat, Option<OwnedFd>)> {
+        self.tree.stack.attributes().born_at(dir, name)?;
         let stat = match &fd {
             Some(fd) => sys::stat_fd(fd.as_fd())?,
             None => sys::stat_at(dir, name)?,
@@ -341,7 +343,7 @@ fn covered(tree: &Tree, parent: &Inode, upper: BorrowedFd<'_>, name: &[u8]) -> R
         return Ok(Covered::No);
     }
     match sys::stat_at(upper, name) {
-        Ok(stat) if stat.is_whiteout() => Ok(Covered::CharWhiteout),
+        Ok(stat) if tree.stack.is_upper_whiteout(upper, name, &stat) => Ok(Covered::Whiteout),
         Ok(_) => Err(Error::new(Errno::EXIST)),
         Err(Errno::NOENT) if tree.upper_hides(parent, name)? => Ok(Covered::DotWh),
         Err(Errno::NOENT) if tree.below_provides(parent, name)? => Err(Error::new(Errno::EXIST)),
@@ -363,7 +365,9 @@ pub(crate) fn remove_dot_wh(tree: &Tree, parent: &Inode, dir: BorrowedFd<'_>, na
 /// Marks a directory of the upper opaque.
 pub(crate) fn set_opaque(tree: &Tree, dir: BorrowedFd<'_>) -> Result<()> {
     match tree.stack.upper()?.features.namespace {
-        Some(namespace) => Ok(sys::xattr::set(dir, &namespace.name("opaque"), &[ondisk::OPAQUE_YES], 0)?),
+        Some(namespace) => {
+            tree.stack.attributes().set(dir, &namespace.name("opaque"), &[ondisk::OPAQUE_YES], 0)
+        }
         None => {
             let flags = OFlags::WRONLY | OFlags::CREATE;
             Ok(sys::open_at(dir, ondisk::OPAQUE_FILE, flags, 0o600).map(drop)?)
@@ -422,6 +426,7 @@ pub(crate) fn tmpfile(
     let inherits = has_default_acl(tree, parent)?;
     let mode = if inherits { mode & 0o7777 } else { mode & 0o7777 & !caller.umask };
     let fd = sys::open_at(dir.fd.as_fd(), b".", flags, mode)?;
+    tree.stack.attributes().born(fd.as_fd())?;
     let owners = tree.stack.upper_owners();
     if owners.are_inodes() {
         dir.own_unnamed(&fd, mode, inherits)?;
@@ -466,7 +471,7 @@ pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[
     };
     match covered {
         Covered::No => link_to(to.as_fd(), name)?,
-        Covered::CharWhiteout => {
+        Covered::Whiteout => {
             let upper = tree.stack.upper()?;
             let temp = upper.workdir.temp();
             link_to(upper.workdir.fd(), temp.name())?;

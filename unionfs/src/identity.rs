@@ -14,7 +14,7 @@ use crate::ondisk::origin;
 use crate::request::FileKind;
 use crate::stack::lower::{LowerDir, LowerName};
 use crate::stack::marks;
-use crate::sys::{self, Stat};
+use crate::sys::Stat;
 use crate::tree::Tree;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -92,10 +92,12 @@ fn linked_lower_file(
     };
     let Some(mut stat) = index.find(&record)? else { return Ok(plain(key, ino)) };
     let entry = origin::index_name(&record);
-    let difference = index.nlink_difference(&entry);
+    let difference = index.nlink_difference(tree.stack.attributes(), &entry);
     stat.nlink = u32::try_from(i64::from(stat.nlink) + difference).unwrap_or(0);
+    let stack = &tree.stack;
     let metacopy =
-        marks::read_file_marks(index.fd(), &entry, tree.stack.namespace, tree.stack.follow)?.metacopy;
+        marks::read_file_marks(stack.attributes(), index.fd(), &entry, stack.namespace, stack.follow)?
+            .metacopy;
     let data = metacopy.then(|| LowerName { dir: Arc::clone(dir), name: name.clone() });
     let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(stat.dev), stat.ino);
     Ok(Identity { key, ino, stat, index: Some(Box::new(Indexed { entry, difference })), data })
@@ -124,7 +126,7 @@ fn stored_ino(tree: &Tree, parent: &Inode, entry: &ListedName<'_>) -> Option<u64
         let name = FileName::new(entry.name).ok()?;
         return identify(tree, &name, &found).ok().map(|identity| identity.ino);
     }
-    let value = sys::xattr::get_at(
+    let value = tree.stack.attributes().get_at(
         tree.upper_fd(parent).ok()?.as_fd(),
         entry.name,
         &tree.stack.namespace.name(marks::INO),

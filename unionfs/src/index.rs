@@ -10,8 +10,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::{Namespace, origin};
 use crate::stack::LayerStack;
+use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerDir;
 use crate::stack::owners::Owners;
+use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
 
 /// Name of the index in the workdir.
@@ -30,7 +32,8 @@ impl Index {
     pub(crate) fn open(stack: &LayerStack) -> Result<Option<Self>> {
         let Some(upper) = &stack.upper else { return Ok(None) };
         let Some(namespace) = upper.features.namespace else { return Ok(None) };
-        if sys::handle::handle_at(upper.root_fd(), b".").is_err() {
+        // Kernel overlayfs refuses an index on an upper without handles; it does not read one with a sidecar either.
+        if !upper.features.sidecar && sys::handle::handle_at(upper.root_fd(), b".").is_err() {
             return Ok(None);
         }
         let base = upper.workdir.base_fd();
@@ -58,19 +61,24 @@ impl Index {
     }
 
     /// Returns by how much the shown number of links of an entry differs from that of its inode.
-    pub(crate) fn nlink_difference(&self, entry: &[u8]) -> i64 {
-        let value = sys::xattr::get_at(self.fd(), entry, &self.namespace.name("nlink")).unwrap_or_default();
+    pub(crate) fn nlink_difference(&self, attributes: &Attributes, entry: &[u8]) -> i64 {
+        let value = attributes.get_at(self.fd(), entry, &self.namespace.name("nlink")).unwrap_or_default();
         // The link in the index itself is not shown.
         origin::parse_nlink(&value).unwrap_or(-1)
     }
 
     /// Stores that difference.
-    pub(crate) fn set_nlink_difference(&self, entry: &[u8], difference: i64) -> Result<()> {
+    pub(crate) fn set_nlink_difference(
+        &self,
+        attributes: &Attributes,
+        entry: &[u8],
+        difference: i64,
+    ) -> Result<()> {
         let pin = sys::pin_at(self.fd(), entry)?;
         let (name, value) = (self.namespace.name("nlink"), origin::nlink_value(difference));
-        match sys::xattr::set(pin.as_fd(), &name, &value, 0) {
-            Err(Errno::ACCESS) => {}
-            result => return Ok(result?),
+        match attributes.set(pin.as_fd(), &name, &value, 0) {
+            Err(error) if error.is(Errno::ACCESS) => {}
+            result => return result,
         }
         // An ordinary user may set user.* attributes only on files that it may write.
         let mode = sys::stat_fd(pin.as_fd())?.mode & 0o7777;
@@ -78,9 +86,9 @@ impl Index {
         let chmod =
             |mode| rustix::fs::chmodat(CWD, path.as_str(), Mode::from_raw_mode(mode), AtFlags::empty());
         chmod(mode | 0o200)?;
-        let set = sys::xattr::set(pin.as_fd(), &name, &value, 0);
+        let set = attributes.set(pin.as_fd(), &name, &value, 0);
         chmod(mode)?;
-        Ok(set?)
+        set
     }
 
     /// Links an entry's inode to `name` in `dir`.
@@ -89,7 +97,8 @@ impl Index {
     }
 
     /// Removes an entry whose last name is gone.
-    pub(crate) fn remove(&self, entry: &[u8]) -> Result<()> {
+    pub(crate) fn remove(&self, workdir: &Workdir, entry: &[u8]) -> Result<()> {
+        let _buried = workdir.bury(self.fd(), entry)?;
         match rustix::fs::unlinkat(self.fd(), entry, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -100,6 +109,9 @@ impl Index {
 /// Returns the record of `name` in a lower directory; `None` where its file system has no handles.
 pub(crate) fn lower_record(stack: &LayerStack, dir: &LowerDir, name: &[u8]) -> Result<Option<Vec<u8>>> {
     let layer = stack.lower(dir)?;
+    if !layer.handles_last {
+        return Ok(None);
+    }
     let fd = layer.dir_fd(&stack.fds, dir)?;
     match sys::handle::handle_at(fd.as_fd(), name) {
         Ok((kind, handle)) => Ok(origin::record(kind, &handle, layer.uuid())),

@@ -75,6 +75,8 @@ pub(crate) struct State {
     pub upper_whiteouts: Option<Box<DirMarks>>,
     /// Whether the directory has a default ACL: 0 not known, 1 no, 2 yes.
     pub default_acl: u8,
+    /// Whether empty files in the upper part of a directory may be whiteouts: 0 not known, 1 no, 2 yes.
+    pub xattr_whiteouts: u8,
     /// The upper part is marked as holding objects with an origin.
     pub impure: bool,
     /// Names of a lower object with several links that were removed while it was not yet copied up.

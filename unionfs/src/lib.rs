@@ -17,7 +17,7 @@
 //! - 12 `rename`
 //! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `inode_flags`, `xattr_ops`
 //! - 10 `copy_up`, `links`
-//! - 9 `upper_file`
+//! - 9 `upper_file` (knows `verity`), `verity` (knows `upper_file`)
 //! - 8 `tree` (knows `identity`), `identity` (knows `tree`)
 //! - 7 `dir_cache`, `handles`, `idle_files`, `index`, `inode_table`, `unfinished`
 //! - 6 `inode`, `merge`
@@ -62,6 +62,7 @@ mod tree;
 mod unfinished;
 pub mod union;
 mod upper_file;
+mod verity;
 mod xattr_ops;
 
 pub use error::{Errno, Error, Result};

@@ -20,7 +20,7 @@ pub(crate) fn link_up(tree: &Tree, inode: &Inode, dir: BorrowedFd<'_>, name: &[u
     }
     index.link_to(&indexed.entry, dir, name)?;
     indexed.difference -= 1;
-    index.set_nlink_difference(&indexed.entry, indexed.difference)?;
+    index.set_nlink_difference(tree.stack.attributes(), &indexed.entry, indexed.difference)?;
     inode.state.write().index = Some(indexed);
     Ok(())
 }
@@ -37,11 +37,11 @@ pub(crate) fn lose_link(tree: &Tree, inode: &Inode, shown: u32, named: bool) -> 
     };
     if shown <= 1 {
         inode.state.write().index = None;
-        return index.remove(&indexed.entry);
+        return index.remove(&tree.stack.upper()?.workdir, &indexed.entry);
     }
     if !named {
         indexed.difference -= 1;
-        index.set_nlink_difference(&indexed.entry, indexed.difference)?;
+        index.set_nlink_difference(tree.stack.attributes(), &indexed.entry, indexed.difference)?;
         inode.state.write().index = Some(indexed);
     }
     Ok(())

@@ -30,6 +30,13 @@ pub(crate) struct DirView<'a> {
     pub below: &'a dyn Fn(&[u8]) -> Below,
 }
 
+impl<'a> DirView<'a> {
+    /// The lowers of a directory alone.
+    pub(crate) fn of_lowers(lowers: &'a [Arc<LowerDir>]) -> Self {
+        Self { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown }
+    }
+}
+
 /// What is known of a name on the lowers of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Below {
@@ -127,11 +134,11 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
         match stack.upper_owners().stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if !stat.is_dir() => {
-                return upper_file(stack, (upper, name), dir.lowers, stat).map(Some);
+                return upper_file(stack, (upper, name), dir.lowers, stat);
             }
             Ok(stat) => {
                 let fd = sys::open_at(upper, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
-                let attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
+                let attrs = marks::read_attrs(stack.attributes(), fd.as_fd(), stack.namespace, stack.follow)?;
                 let cut = attrs.opaque || (!dir.lowers.is_empty() && (dir.upper_hides)(name)?);
                 let found = Found::new(stat, Some(Some(fd)));
                 if cut {
@@ -155,29 +162,33 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
     find_below(stack, lowers, target, on_upper)
 }
 
-/// Finds out about a file that the upper has: whole, or with its data on a lower.
+/// Finds out about a file that the upper has: whole, with its data on a lower, or a whiteout by attribute.
 fn upper_file(
     stack: &LayerStack,
     (dir, name): (BorrowedFd<'_>, &[u8]),
     lowers: &[Arc<LowerDir>],
     stat: Stat,
-) -> Result<Found> {
+) -> Result<Option<Found>> {
     let mut found = Found::new(stat, Some(None));
-    found.marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+    let read_marks = || marks::read_file_marks(stack.attributes(), dir, name, stack.namespace, stack.follow);
+    found.marks = read_marks()?;
+    if found.marks.whiteout && stat.kind() == FileKind::Regular && stat.size == 0 {
+        return Ok(None);
+    }
     let upper = stack.upper()?;
     if let (true, Some(mark)) = (found.marks.metacopy, &found.marks.unfinished) {
         // Of our own ones we know what is where, and finish them.
         if settle::is_own(mark, upper.writer) {
-            return Ok(found);
+            return Ok(Some(found));
         }
         if !upper.lease.is_held() {
             settle::wait_for_finisher(upper.root_fd());
             found.stat = upper.owners.stat_at(dir, name)?;
-            found.marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+            found.marks = read_marks()?;
         }
     }
     if !found.marks.metacopy {
-        return Ok(found);
+        return Ok(Some(found));
     }
     let redirect = found.marks.redirect.take();
     let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()));
@@ -186,14 +197,15 @@ fn upper_file(
     if let Some(mark) = &found.marks.unfinished {
         let lower = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?;
         let whole = settle::is_whole(mark, upper.writer);
-        let settled = settle::settle(dir, name, (stack.namespace, upper.durability), whole, &lower)?;
+        let how = (stack.attributes(), stack.namespace, upper.durability);
+        let settled = settle::settle(dir, name, how, whole, &lower)?;
         found.stat = upper.owners.stat_at(dir, name)?;
         if settled == Settled::Whole {
-            return Ok(found);
+            return Ok(Some(found));
         }
     }
     found.data = Some(data);
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
@@ -201,8 +213,7 @@ pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name:
     if lowers.is_empty() {
         return Ok(false);
     }
-    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown };
-    Ok(find(stack, &view, name)?.is_some())
+    Ok(find(stack, &DirView::of_lowers(lowers), name)?.is_some())
 }
 
 fn redirected(attrs: DirAttrs, unchanged: Target) -> Target {
@@ -291,14 +302,16 @@ fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) 
     }
     let fd = layer.dir_fd(&stack.fds, parent)?;
     let dir = fd.as_fd();
-    if !has_mark(sys::xattr::get_at(dir, name, &stack.namespace.name("metacopy")))? {
+    let attributes = layer.attributes();
+    let read_marks = || marks::read_file_marks(attributes, dir, name, stack.namespace, stack.follow);
+    if !has_mark(attributes.get_at(dir, name, &stack.namespace.name("metacopy")))? {
         return Ok(Whereabouts::Here);
     }
-    let mut marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+    let mut marks = read_marks()?;
     if marks.metacopy && marks.unfinished.is_some() {
         // The mount that had this layer as its upper may have gone a moment ago.
         layer.wait_for_finisher();
-        marks = marks::read_file_marks(dir, name, stack.namespace, stack.follow)?;
+        marks = read_marks()?;
     }
     let unfinished = marks.unfinished.as_deref();
     if !marks.metacopy || unfinished.is_some_and(|mark| settle::is_whole(mark, layer.reader())) {
@@ -310,8 +323,8 @@ fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) 
 }
 
 /// Judges an attribute that is asked for because it may be a mark.
-fn has_mark(value: std::result::Result<Vec<u8>, Errno>) -> Result<bool> {
-    match value {
+fn has_mark(value: Result<Vec<u8>>) -> Result<bool> {
+    match value.map_err(|error| error.errno()) {
         Ok(_) => Ok(true),
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(false),
         Err(errno) => Err(errno.into()),
@@ -349,6 +362,8 @@ fn find_data(
     from: usize,
 ) -> Result<Option<LowerName>> {
     let mut next_layer = from;
+    // Set where a metacopy names a path: only such a path leads there.
+    let mut in_data_layers = matches!(target, Target::Path(_));
     while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
         next_layer = candidate.layer + 1;
         let more_below = !candidate.cut && next_candidate_exists(stack, lowers, &target, next_layer);
@@ -359,7 +374,7 @@ fn find_data(
         }
         let Some(parent) = parent else {
             if cut {
-                break;
+                return Ok(None);
             }
             continue;
         };
@@ -377,14 +392,48 @@ fn find_data(
                     }
                     Whereabouts::Below(deeper) | Whereabouts::BelowAsBefore(deeper) => target = deeper,
                 }
+                in_data_layers = true;
             }
-            Probe::Stop | Probe::Object(..) => break,
+            Probe::Stop | Probe::Object(..) => return Ok(None),
         }
         if cut {
-            break;
+            return Ok(None);
+        }
+    }
+    match target {
+        Target::Path(path) if in_data_layers => find_in_data_layers(stack, &path),
+        _ => Ok(None),
+    }
+}
+
+/// Finds a path in the layers that give contents only: the first regular file. No mark counts there.
+fn find_in_data_layers(stack: &LayerStack, path: &[Vec<u8>]) -> Result<Option<LowerName>> {
+    let Some((name, parents)) = path.split_last() else { return Ok(None) };
+    for root in &stack.data_roots {
+        let layer = stack.lower(root)?;
+        let mut at = Some(Arc::clone(root));
+        for component in parents {
+            let Some(dir) = at.take() else { break };
+            let stat = optional(layer.stat(&stack.fds, &dir, component))?;
+            at = stat
+                .filter(Stat::is_dir)
+                .map(|stat| LowerDir::new(root.layer, Some(dir), component, &stat, false));
+        }
+        let Some(dir) = at else { continue };
+        let stat = optional(layer.stat(&stack.fds, &dir, name))?;
+        if stat.is_some_and(|stat| stat.kind() == FileKind::Regular) {
+            return Ok(Some(LowerName { dir, name: FileName::new(name)? }));
         }
     }
     Ok(None)
+}
+
+fn optional(stat: Result<Stat>) -> Result<Option<Stat>> {
+    match stat {
+        Ok(stat) => Ok(Some(stat)),
+        Err(error) if error.is(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The next layer in which the target may be, with the directory there that would hold it.
@@ -469,10 +518,10 @@ enum Probe {
     Object(Stat, Option<Arc<LowerDir>>, DirAttrs),
 }
 
-/// Returns whether no layer is below that of `dir`. If there is one, a redirect may lead there from any directory, also
+/// Returns whether no layer is below that of `dir`, not even one that gives contents only. If there is one, a redirect may lead there from any directory, also
 /// from one that is on this layer alone.
 fn is_deepest(stack: &LayerStack, dir: &LowerDir) -> bool {
-    stack.root_from(dir.layer + 1).is_none()
+    stack.root_from(dir.layer + 1).is_none() && stack.data_roots.is_empty()
 }
 
 /// Looks at one name in one lower directory. `more_below` tells whether what it hides matters.
@@ -518,7 +567,7 @@ fn probe_dir(
     }
     let fd =
         sys::open_at(layer.dir_fd(&stack.fds, parent)?.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
-    let attrs = marks::read_attrs(fd.as_fd(), stack.namespace, stack.follow)?;
+    let attrs = marks::read_attrs(layer.attributes(), fd.as_fd(), stack.namespace, stack.follow)?;
     let dir = LowerDir::found(parent, name, &looked, attrs.xattr_whiteouts);
     stack.fds.put(DirKey::Lower(dir.id), Arc::new(fd));
     Ok((stat, dir, attrs))

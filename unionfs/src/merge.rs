@@ -101,12 +101,33 @@ impl Listing {
 /// Names already decided by a layer above; empty while only one layer is read.
 type Seen = HashSet<Box<[u8]>>;
 
+/// What empty regular files of one part of a directory are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EmptyFiles {
+    /// Files.
+    Files,
+    /// Files, or whiteouts by attribute.
+    MayHide,
+}
+
+impl EmptyFiles {
+    /// Judges by whether the part is marked.
+    pub(crate) const fn of(marked: bool) -> Self {
+        if marked { Self::MayHide } else { Self::Files }
+    }
+}
+
 /// Lists a directory from its upper part and what its lowers hold.
-pub(crate) fn list(stack: &LayerStack, upper: BorrowedFd<'_>, lowers: &Listing) -> Result<Listing> {
+pub(crate) fn list(
+    stack: &LayerStack,
+    upper: BorrowedFd<'_>,
+    empty_files: EmptyFiles,
+    lowers: &Listing,
+) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut seen = Seen::new();
     let number = listed(stack.upper_number());
-    let layer = Layer { names: Names::Upper(upper), number, more_below: !lowers.is_empty() };
+    let layer = Layer { names: Names::Upper(upper, empty_files), number, more_below: !lowers.is_empty() };
     add_layer(&mut listing, &mut seen, stack, &layer)?;
     for entry in (0..lowers.len()).filter_map(|index| lowers.get(index)) {
         if !seen.contains(entry.name) {
@@ -150,7 +171,7 @@ struct Layer<'a> {
 /// Where the names of one layer are read.
 #[derive(Clone, Copy)]
 enum Names<'a> {
-    Upper(BorrowedFd<'a>),
+    Upper(BorrowedFd<'a>, EmptyFiles),
     Lower(&'a LowerDir),
 }
 
@@ -160,7 +181,7 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
     let mut whited = Vec::new();
     let hidden_here = |name: &[u8]| match layer.names {
         Names::Lower(dir) => stack.lower(dir).is_ok_and(|lower| lower.hides(dir, name)),
-        Names::Upper(_) => false,
+        Names::Upper(..) => false,
     };
     let mut add = |entry: RawEntry<'_>| {
         match ondisk::classify(entry.name) {
@@ -185,7 +206,7 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
     };
     match layer.names {
         Names::Lower(dir) => stack.lower(dir)?.for_each_name(&stack.fds, dir, add)?,
-        Names::Upper(fd) => {
+        Names::Upper(fd, _) => {
             sys::dirents::for_each_name(fd, |entry| add(entry).map_err(|error| error.errno()))?;
         }
     }
@@ -199,10 +220,15 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
 fn shown_kind(stack: &LayerStack, names: Names<'_>, entry: &RawEntry<'_>) -> Result<Option<FileKind>> {
     let owners = match names {
         Names::Lower(dir) => stack.lower(dir)?.owners(),
-        Names::Upper(_) => stack.upper_owners(),
+        Names::Upper(..) => stack.upper_owners(),
     };
     match (entry.kind, names) {
         (Some(FileKind::CharDevice) | None, _) => {}
+        (Some(FileKind::Regular), Names::Upper(fd, EmptyFiles::MayHide)) => {
+            let mark = stack.attributes().get_at(fd, entry.name, &stack.namespace.name("whiteout"));
+            let whiteout = mark.is_ok() && sys::stat_at(fd, entry.name).is_ok_and(|stat| stat.size == 0);
+            return Ok((!whiteout).then_some(FileKind::Regular));
+        }
         (Some(FileKind::Regular), Names::Lower(dir)) if dir.xattr_whiteouts => {
             let pin = stack.lower(dir)?.pin(&stack.fds, dir, entry.name)?;
             let whiteout = pin.mark(&stack.namespace.name("whiteout")).is_ok() && pin.is_empty()?;
@@ -213,7 +239,7 @@ fn shown_kind(stack: &LayerStack, names: Names<'_>, entry: &RawEntry<'_>) -> Res
     }
     let stat = match names {
         Names::Lower(dir) => stack.lower(dir)?.stat(&stack.fds, dir, entry.name),
-        Names::Upper(fd) => owners.stat_at(fd, entry.name).map_err(Error::from),
+        Names::Upper(fd, _) => owners.stat_at(fd, entry.name).map_err(Error::from),
     };
     match stat {
         Ok(stat) if stat.is_whiteout() => Ok(None),

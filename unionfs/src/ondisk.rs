@@ -4,8 +4,10 @@
 pub mod acl;
 pub mod capability;
 pub(crate) mod catalog;
+pub mod metacopy;
 pub mod origin;
 pub mod record;
+pub mod sidecar;
 pub mod unfinished;
 
 /// Prefix of a name that hides the rest of the name in the layers below (OCI image layers, AUFS).
@@ -85,8 +87,13 @@ pub fn whiteout_name(name: &[u8]) -> Vec<u8> {
 
 /// Returns whether the attribute is a mark of a union and so is neither shown nor copied up.
 pub fn is_private_xattr(name: &[u8]) -> bool {
+    mark_of(name).is_some() || is_fuse_overlayfs(name)
+}
+
+/// Returns which mark an attribute is, in either namespace; `None` for what is no mark of kernel overlayfs' kind.
+pub fn mark_of(name: &[u8]) -> Option<&[u8]> {
     let overlay = name.strip_prefix(TRUSTED_OVERLAY).or_else(|| name.strip_prefix(USER_OVERLAY));
-    overlay.is_some_and(|rest| !rest.starts_with(ESCAPE)) || is_fuse_overlayfs(name)
+    overlay.filter(|rest| !rest.starts_with(ESCAPE))
 }
 
 /// Returns under which name an attribute that a user names is stored: marks of an overlay that is mounted inside

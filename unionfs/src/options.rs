@@ -39,8 +39,10 @@ pub struct MountOptions {
     pub hidden: Vec<PathBuf>,
     /// Owners that have no id in this user namespace are shown as, and taken for, id 0.
     pub squash_unmapped: bool,
-    /// Whiteouts are written as `.wh.NAME` although the upper could hold the kernel's form.
-    pub dot_wh_whiteouts: bool,
+    /// The form in which whiteouts are written. All forms are read.
+    pub whiteouts: Whiteouts,
+    /// Where attributes are kept that the upper's file system cannot hold.
+    pub sidecar: SidecarUse,
 
     /// How renamed directories that have lowers are handled; none decides by what the upper can store.
     pub redirect_dir: Option<RedirectDir>,
@@ -66,7 +68,7 @@ pub struct MountOptions {
     pub fsync: FsyncPolicy,
     /// How large files are copied up.
     pub copy_up: CopyUpMode,
-    /// Directories report a link count of 1.
+    /// All directories show a link count of 1.
     pub static_nlink: bool,
 
     /// Mapping of user ids.
@@ -102,6 +104,8 @@ pub struct MountOptions {
     pub flags: MountFlags,
     /// Users other than the mounting one may enter; none: yes where the mounting user is root.
     pub allow_other: Option<bool>,
+    /// Besides the mounting user only root may enter. Has an effect where root mounts; an ordinary user is alone anyway.
+    pub allow_root: bool,
     /// The kernel checks permissions by mode and owner. There is no mount without it: cached names would bypass
     /// every check.
     pub default_permissions: bool,
@@ -113,6 +117,32 @@ pub struct MountOptions {
     pub security: SecurityContexts,
     /// Log requests; the command stays in the foreground.
     pub debug: bool,
+}
+
+/// The form in which whiteouts are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// The first of the others that the upper can hold.
+    #[default]
+    Auto,
+    /// Character devices 0:0.
+    Char,
+    /// Empty files with an attribute.
+    Xattr,
+    /// Empty files `.wh.NAME`.
+    DotWh,
+}
+
+/// Where attributes are kept that the upper's file system cannot hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SidecarUse {
+    /// In the workdir where the file system holds none, or where they are there already.
+    #[default]
+    Auto,
+    /// In the workdir.
+    On,
+    /// Nowhere.
+    Off,
 }
 
 /// How a renamed directory that has lowers is handled.
@@ -377,7 +407,8 @@ impl Default for MountOptions {
             workdir: None,
             hidden: Vec::new(),
             squash_unmapped: false,
-            dot_wh_whiteouts: false,
+            whiteouts: Whiteouts::default(),
+            sidecar: SidecarUse::default(),
             redirect_dir: None,
             index: None,
             metacopy: None,
@@ -406,6 +437,7 @@ impl Default for MountOptions {
             data: DataMode::default(),
             flags: MountFlags::default(),
             allow_other: None,
+            allow_root: false,
             default_permissions: true,
             fsname: None,
             subtype: None,
@@ -470,6 +502,6 @@ impl MountOptions {
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
-        support::check(self)
+        Ok(support::check(self))
     }
 }

@@ -11,9 +11,11 @@ use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
 use crate::ondisk;
+use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::probe::{self, WhiteoutForm};
 use crate::stack::upper::UpperLayer;
+use crate::stack::workdir::Temp;
 use crate::sys;
 use crate::tree::{Peeked, Tree};
 
@@ -34,12 +36,14 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let dir = tree.upper_fd(parent)?;
     let provided = tree.below_provides(parent, name)?;
     let pin = if victim.inode.on_upper() { Some(tree.pin_upper(&victim.inode)?) } else { None };
-    let named = pin.is_some() && has_upper_name(&victim.inode, dir.as_fd(), name)?;
+    let named = pin.is_some() && has_upper_name(&tree.stack, &victim.inode, dir.as_fd(), name)?;
+    let buried = if named { upper.workdir.bury(dir.as_fd(), name)? } else { None };
     match (provided, named) {
         (false, _) => rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty())?,
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
         (true, true) => replace_by_whiteout(tree, upper, parent, dir.as_fd(), name)?,
     }
+    drop(buried);
     links::lose_link(tree, &victim.inode, victim.stat.nlink, named)?;
     forget_name(tree, &victim.inode, parent, name, pin, is_last_link(tree, &victim));
     Ok(())
@@ -66,12 +70,17 @@ pub(crate) fn still_there(object: &Peeked<'_>, parent: &Inode, name: &[u8]) -> R
 }
 
 /// Returns whether the upper has an object under the name: members of the index may be reached without.
-pub(crate) fn has_upper_name(inode: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
+pub(crate) fn has_upper_name(
+    stack: &LayerStack,
+    inode: &Inode,
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<bool> {
     if inode.state.read().index.is_none() {
         return Ok(true);
     }
     match sys::stat_at(dir, name) {
-        Ok(stat) => Ok(!stat.is_whiteout()),
+        Ok(stat) => Ok(!stack.is_upper_whiteout(dir, name, &stat)),
         Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
@@ -92,10 +101,8 @@ fn replace_by_whiteout(
     name: &[u8],
 ) -> Result<()> {
     match upper.features.whiteouts {
-        WhiteoutForm::CharDevice => {
-            let temp = upper.workdir.temp();
-            probe::make_whiteout(upper.workdir.fd(), temp.name())?;
-            temp.publish(dir, name, RenameFlags::empty())?;
+        WhiteoutForm::CharDevice | WhiteoutForm::Xattr => {
+            new_whiteout(tree, upper, parent, dir)?.publish(dir, name, RenameFlags::empty())?;
             tree.sync_names(dir)
         }
         WhiteoutForm::DotWh => {
@@ -103,6 +110,25 @@ fn replace_by_whiteout(
             Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
         }
     }
+}
+
+/// Makes, in the workdir, a whiteout that is to take the place of a name in a directory.
+pub(crate) fn new_whiteout<'a>(
+    tree: &Tree,
+    upper: &'a UpperLayer,
+    parent: &Inode,
+    dir: BorrowedFd<'_>,
+) -> Result<Temp<'a>> {
+    let temp = upper.workdir.temp();
+    match upper.features.whiteouts {
+        WhiteoutForm::CharDevice => probe::make_whiteout(upper.workdir.fd(), temp.name())?,
+        WhiteoutForm::Xattr => {
+            tree.expect_xattr_whiteouts(parent, dir)?;
+            probe::make_xattr_whiteout(upper.workdir.fd(), temp.name(), tree.stack.namespace)?;
+        }
+        WhiteoutForm::DotWh => return Err(Error::new(Errno::IO)),
+    }
+    Ok(temp)
 }
 
 /// Makes a whiteout where the upper has no object of that name, or for `.wh.NAME` also where it has.
@@ -115,6 +141,9 @@ pub(crate) fn put_whiteout(
 ) -> Result<()> {
     match upper.features.whiteouts {
         WhiteoutForm::CharDevice => probe::make_whiteout(dir, name)?,
+        WhiteoutForm::Xattr => {
+            new_whiteout(tree, upper, parent, dir)?.publish(dir, name, RenameFlags::NOREPLACE)?;
+        }
         WhiteoutForm::DotWh => {
             let flags = OFlags::WRONLY | OFlags::CREATE;
             sys::open_at(dir, &ondisk::whiteout_name(name), flags, 0o600)?;
@@ -150,11 +179,10 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
     };
     match (provided, pin.is_some()) {
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
-        (true, true) if upper.features.whiteouts == WhiteoutForm::CharDevice => {
+        (true, true) if upper.features.whiteouts != WhiteoutForm::DotWh => {
             // In one step the whiteout takes the place and the directory, with marks in it, is in the workdir.
-            let temp = upper.workdir.temp();
-            probe::make_whiteout(upper.workdir.fd(), temp.name())?;
-            temp.publish(dir.as_fd(), name, RenameFlags::EXCHANGE)?;
+            let whiteout = new_whiteout(tree, upper, parent, dir.as_fd())?;
+            whiteout.publish(dir.as_fd(), name, RenameFlags::EXCHANGE)?;
             tree.sync_names(dir.as_fd())?;
         }
         (true, true) => {
@@ -169,6 +197,9 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
 
 /// Removes a directory that holds nothing but marks.
 fn remove_upper_dir(upper: &UpperLayer, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    if upper.workdir.attributes.outside(dir, name)?.is_some() {
+        return upper.workdir.discard(dir, name);
+    }
     match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Err(Errno::NOTEMPTY | Errno::EXIST) => upper.workdir.discard(dir, name),
         result => Ok(result?),

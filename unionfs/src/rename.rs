@@ -16,7 +16,9 @@ use crate::inode::Inode;
 use crate::links;
 use crate::name::FileName;
 use crate::ondisk::REDIRECT_MAX;
-use crate::remove::{forget_name, has_upper_name, is_last_link, keep_count, put_whiteout, still_there};
+use crate::remove::{
+    forget_name, has_upper_name, is_last_link, keep_count, new_whiteout, put_whiteout, still_there,
+};
 use crate::request::RenameMode;
 use crate::stack::probe::WhiteoutForm;
 use crate::stack::upper::UpperLayer;
@@ -140,12 +142,24 @@ impl Rename<'_> {
         let mut named = false;
         if let Some(target) = target.filter(|target| target.inode.on_upper()) {
             pin = Some(tree.pin_upper(&target.inode)?);
-            named = has_upper_name(&target.inode, self.to_fd.as_fd(), to.name)?;
+            named = has_upper_name(&tree.stack, &target.inode, self.to_fd.as_fd(), to.name)?;
             if target.inode.is_dir() {
                 self.empty_target(&target.inode)?;
             }
         }
+        // What the target has outside of its file system goes when its last name does.
+        let buried = match target {
+            Some(target) if named && !target.inode.is_dir() => {
+                self.upper.workdir.bury(self.to_fd.as_fd(), to.name)?
+            }
+            _ => None,
+        };
+        let replaced = self.upper.workdir.attributes.outside(self.to_fd.as_fd(), to.name)?;
         self.move_name(source, leaves_whiteout, target.is_some())?;
+        drop(buried);
+        if let Some(key) = replaced.filter(|_| target.is_some_and(|target| target.inode.is_dir())) {
+            self.upper.workdir.attributes.forget(&key)?;
+        }
         if !to.parent.lower_dirs().is_empty() && tree.upper_hides(to.parent, to.name)? {
             remove_dot_wh(tree, to.parent, self.to_fd.as_fd(), to.name)?;
         }
@@ -174,8 +188,12 @@ impl Rename<'_> {
         let (from, to) = (self.from.name, self.to.name);
         let over_whiteout = !replaces
             && source.is_dir()
-            && sys::stat_at(self.to_fd.as_fd(), to).is_ok_and(|stat| stat.is_whiteout());
+            && sys::stat_at(self.to_fd.as_fd(), to)
+                .is_ok_and(|stat| self.tree.stack.is_upper_whiteout(self.to_fd.as_fd(), to, &stat));
         if over_whiteout {
+            if leaves_whiteout && self.upper.features.whiteouts == WhiteoutForm::Xattr {
+                self.tree.expect_xattr_whiteouts(self.from.parent, self.from_fd.as_fd())?;
+            }
             // A directory cannot replace a whiteout; they change places, and it is then where the name was.
             self.rename_at(RenameFlags::EXCHANGE)?;
             if !leaves_whiteout {
@@ -190,10 +208,41 @@ impl Rename<'_> {
                 self.tree.sync_names(self.to_fd.as_fd())?;
                 self.tree.sync_names(self.from_fd.as_fd())
             }
+            (true, WhiteoutForm::Xattr) => {
+                self.move_leaving_file(source)?;
+                self.tree.sync_names(self.to_fd.as_fd())?;
+                self.tree.sync_names(self.from_fd.as_fd())
+            }
             (true, WhiteoutForm::DotWh) => {
                 put_whiteout(self.tree, self.upper, self.from.parent, self.from_fd.as_fd(), from)?;
                 self.rename_at(RenameFlags::empty())
             }
+        }
+    }
+
+    /// Moves, and leaves a whiteout that the kernel does not make by itself. Between the steps a file has both names, and
+    /// a directory has changed places with what it replaces.
+    fn move_leaving_file(&self, source: &Inode) -> Result<()> {
+        let (tree, upper) = (self.tree, self.upper);
+        let (from, to) = (self.from_fd.as_fd(), self.to_fd.as_fd());
+        let whiteout = new_whiteout(tree, upper, self.from.parent, from)?;
+        if !source.is_dir() {
+            let second = upper.workdir.temp();
+            rustix::fs::linkat(from, self.from.name, upper.workdir.fd(), second.name(), AtFlags::empty())?;
+            second.publish(to, self.to.name, RenameFlags::empty())?;
+            return whiteout.publish(from, self.from.name, RenameFlags::empty());
+        }
+        match sys::stat_at(to, self.to.name) {
+            Ok(_) => {
+                self.rename_at(RenameFlags::EXCHANGE)?;
+                whiteout.publish(from, self.from.name, RenameFlags::EXCHANGE)
+            }
+            Err(Errno::NOENT) => {
+                tree.expect_xattr_whiteouts(self.to.parent, to)?;
+                whiteout.publish(to, self.to.name, RenameFlags::NOREPLACE)?;
+                self.rename_at(RenameFlags::EXCHANGE)
+            }
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -233,7 +282,8 @@ impl Rename<'_> {
         let fd = self.tree.upper_fd(dir)?;
         if let Some(value) = redirect_value(dir, to.parent)? {
             let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::XDEV))?;
-            return Ok(sys::xattr::set(fd.as_fd(), &namespace.name("redirect"), &value, 0)?);
+            let attributes = self.tree.stack.attributes();
+            return attributes.set(fd.as_fd(), &namespace.name("redirect"), &value, 0);
         }
         if self.tree.below_provides(to.parent, to.name)? {
             set_opaque(self.tree, fd.as_fd())?;

@@ -1,5 +1,6 @@
 //! The layers of a mount: opened, checked against each other, and probed, before anything is mounted.
 
+pub(crate) mod attributes;
 pub(crate) mod catalog;
 pub(crate) mod dir_fds;
 pub(crate) mod lease;
@@ -9,10 +10,11 @@ mod mount_ids;
 pub(crate) mod owners;
 pub(crate) mod probe;
 pub(crate) mod settle;
+pub(crate) mod sidecar;
 pub(crate) mod upper;
 pub(crate) mod workdir;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,13 +23,17 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
-use crate::options::{CatalogPolicy, FsyncPolicy, MountOptions};
-use crate::sys;
+use crate::options::{CatalogPolicy, FsyncPolicy, MountOptions, SidecarUse, Verity, Xino};
+use crate::request::FileKind;
+use crate::sys::{self, Stat};
+use attributes::{Attributes, NATIVE};
 use catalog::{Blocks, Usable, Viewer};
 use dir_fds::DirFds;
 use lower::{LowerDir, LowerLayer};
 use marks::Follow;
 use owners::Owners;
+use probe::Features;
+use sidecar::Sidecar;
 use upper::UpperLayer;
 use workdir::Workdir;
 
@@ -37,24 +43,30 @@ const DIR_FDS: usize = 384;
 const FIRST_TOP: usize = 1 << 14;
 /// Inode numbers of the second and later file systems carry the file system's index above this bit.
 pub(crate) const FS_SHIFT: u32 = 48;
+/// Spreads the high bits of an inode number over the low ones (the golden ratio).
+const FOLD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// All layers of a mount.
 #[derive(Debug)]
 pub(crate) struct LayerStack {
     /// The writable layer, if the mount is not read-only.
     pub upper: Option<UpperLayer>,
-    /// The read-only layers, topmost first.
+    /// The read-only layers, topmost first; at the end those that give contents only.
     pub lowers: Vec<LowerLayer>,
     /// Number of the topmost lower. The following have the next numbers, the upper the one before.
     pub top: usize,
     /// Descriptions of the roots of the lowers, in the same order.
     pub roots: Vec<Arc<LowerDir>>,
+    /// Descriptions of the roots of the layers that give contents only.
+    pub data_roots: Vec<Arc<LowerDir>>,
     /// The cache of directory descriptors.
     pub fds: DirFds,
     /// Where marks are read and written.
     pub namespace: Namespace,
     /// Whether redirects found are followed.
     pub follow: Follow,
+    /// How inode numbers of several file systems are kept apart.
+    xino: Xino,
     /// Devices in the order in which they were met; the index makes inode numbers distinct.
     devices: RwLock<Vec<u64>>,
 }
@@ -70,14 +82,18 @@ impl LayerStack {
         let mut lowers = Vec::with_capacity(options.lowerdir.len());
         // Read-only with an upper: it is the topmost of the layers that are read.
         let read_only_upper = options.upperdir.iter().filter(|_| options.is_read_only());
-        for path in read_only_upper.chain(&options.lowerdir) {
+        for path in read_only_upper.chain(&options.lowerdir).chain(&options.datadir) {
             lowers.push(LowerLayer::open(path, options)?);
         }
         use_catalogs(&mut lowers, options, &mut notices)?;
-        if lowers.is_empty() {
+        if lowers.len() == options.datadir.len() {
             return Err(Error::new(Errno::INVAL)
                 .during("mount a union of", "no layers")
                 .hint("name at least one lower layer: -o lowerdir=DIR"));
+        }
+        if let (true, Some(work), Some(top)) = (options.is_read_only(), &options.workdir, lowers.first_mut())
+        {
+            read_sidecar(work, top, userxattr)?;
         }
         let upper = open_upper(options, &lowers, &mut notices)?;
         hide_paths(&mut lowers, &options.hidden)?;
@@ -89,13 +105,17 @@ impl LayerStack {
             None => probe::namespace_without_upper(userxattr),
         };
         let mut roots = Vec::with_capacity(lowers.len());
-        for (index, layer) in lowers.iter().enumerate() {
+        let names = lowers.len() - options.datadir.len();
+        for (index, layer) in lowers.iter().enumerate().take(names) {
             let (root, opaque) = layer.root_dir(FIRST_TOP + index, namespace)?;
             roots.push(root);
             if opaque {
                 break;
             }
         }
+        let data_layers = lowers.iter().enumerate().skip(names);
+        let data_roots = data_layers.map(|(index, layer)| layer.data_root(FIRST_TOP + index)).collect();
+        check_verity(options, &lowers, &mut notices)?;
         let mut devices: Vec<u64> = upper.iter().map(|upper| upper.identity().0).collect();
         for layer in &lowers {
             if !devices.contains(&layer.identity().0) {
@@ -105,7 +125,8 @@ impl LayerStack {
         let fds = DirFds::new(DIR_FDS.min(descriptor_budget()));
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
         let devices = RwLock::new(devices);
-        Ok((Self { upper, lowers, top: FIRST_TOP, roots, fds, namespace, follow, devices }, notices))
+        let (top, xino) = (FIRST_TOP, options.xino);
+        Ok((Self { upper, lowers, top, roots, data_roots, fds, namespace, follow, xino, devices }, notices))
     }
 
     /// Returns the writable layer.
@@ -119,6 +140,18 @@ impl LayerStack {
     /// Returns where owners and modes of the upper are kept.
     pub(crate) fn upper_owners(&self) -> Owners {
         self.upper.as_ref().map_or(Owners::Inodes, |upper| upper.owners)
+    }
+
+    /// Returns where the attributes of upper objects are.
+    pub(crate) fn attributes(&self) -> &Attributes {
+        self.upper.as_ref().map_or(&NATIVE, |upper| &upper.workdir.attributes)
+    }
+
+    /// Returns whether an object of the upper is a whiteout, of any form that takes the place of what it hides.
+    pub(crate) fn is_upper_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> bool {
+        let empty_file = stat.kind() == FileKind::Regular && stat.size == 0;
+        let mark = || self.attributes().get_at(dir, name, &self.namespace.name("whiteout"));
+        stat.is_whiteout() || (empty_file && mark().is_ok())
     }
 
     /// Returns the layer that a description belongs to.
@@ -140,12 +173,17 @@ impl LayerStack {
     /// in the high bits on others.
     pub(crate) fn shown_ino(&self, dev: u64, ino: u64) -> u64 {
         let index = self.device_index(dev);
-        if index == 0 || ino >> FS_SHIFT != 0 {
-            // Numbers beyond 48 bits are hashed by their file system already; a collision only makes two objects
-            // show one number, never share a node.
+        if index == 0 || self.xino == Xino::Off {
             return ino;
         }
-        (index << FS_SHIFT) | ino
+        let number = match ino >> FS_SHIFT {
+            0 => ino,
+            // Numbers beyond 48 bits are hashed by their file system already; a collision only makes two objects
+            // show one number, never share a node.
+            _ if self.xino == Xino::Auto => return ino,
+            high => (ino ^ high.wrapping_mul(FOLD)) & ((1 << FS_SHIFT) - 1),
+        };
+        (index << FS_SHIFT) | number
     }
 
     /// Returns the index of a device, noting it if it is new.
@@ -188,11 +226,15 @@ fn open_upper(
     let (root, stat) = UpperLayer::open_root(upper)?;
     // A mount that was just taken away may still be finishing what was copied up.
     settle::wait_for_finisher(root.as_fd());
-    let (workdir, notice) = Workdir::open(work)?;
+    let (mut workdir, notice) = Workdir::open(work)?;
     let in_use = notice.is_some();
     notices.extend(notice);
     upper::check_same_file_system(upper, root.as_fd(), workdir.base_fd())?;
-    let features = probe::probe(&workdir, options.userxattr, options.dot_wh_whiteouts)?;
+    upper::check_inode_numbers(upper, root.as_fd())?;
+    let mut features = probe::probe(&workdir, options)?;
+    if let Some(sidecar) = choose_sidecar(&workdir, root.as_fd(), &mut features, options)? {
+        workdir.attributes = Attributes::beside(sidecar);
+    }
     notices.push(features.to_string());
     let owners = Owners::of_upper(root.as_fd(), options.xattr_permissions, lowers)?;
     if let Owners::Records(form) = owners {
@@ -221,7 +263,7 @@ fn use_catalogs(lowers: &mut [LowerLayer], options: &MountOptions, notices: &mut
     let (viewer, blocks) = (Viewer::this_process()?, Arc::<Blocks>::default());
     let mut used = 0;
     // A read-only upper is the first of the layers and may change between mounts.
-    let above = lowers.len() - options.lowerdir.len();
+    let above = lowers.len() - options.lowerdir.len() - options.datadir.len();
     for (layer, path) in lowers.iter_mut().skip(above).zip(&options.lowerdir) {
         let usable = layer.use_catalog(path, viewer, &blocks).unwrap_or_else(|error| {
             notices.push(format!("a catalog is not used: {error}"));
@@ -243,6 +285,56 @@ fn use_catalogs(lowers: &mut [LowerLayer], options: &MountOptions, notices: &mut
         notices.push(format!("catalogs: {used} of {} lower layers", options.lowerdir.len()));
     }
     Ok(())
+}
+
+/// Checks that digests can be compared at all, if they shall be.
+fn check_verity(options: &MountOptions, lowers: &[LowerLayer], notices: &mut Vec<String>) -> Result<()> {
+    if options.verity == Verity::Off || lowers.iter().any(|layer| layer.has_verity) {
+        return Ok(());
+    }
+    if options.verity == Verity::Require {
+        return Err(Error::new(Errno::OPNOTSUPP).during("use option", "verity=require").hint(
+            "no layer is on a file system with fs-verity, or this kernel has none (CONFIG_FS_VERITY)",
+        ));
+    }
+    notices.push("verity=on: no layer has fs-verity; files that demand a digest cannot be read".to_owned());
+    Ok(())
+}
+
+/// Has the upper of a read-only mount read with the sidecar that its workdir has.
+fn read_sidecar(work: &Path, upper: &mut LowerLayer, userxattr: bool) -> Result<()> {
+    let name = work.as_os_str().as_encoded_bytes();
+    let work = open_dir(work).map_err(|e| Error::new(e).during("open workdir", name))?;
+    match Sidecar::open(work.as_fd(), probe::namespace_without_upper(userxattr), false)? {
+        Some(sidecar) if sidecar.is_used()? => upper.read_beside(sidecar),
+        _ => Ok(()),
+    }
+}
+
+/// Decides whether attributes are kept in the workdir: where the upper holds none, or where they are there already.
+fn choose_sidecar(
+    workdir: &Workdir,
+    upper: BorrowedFd<'_>,
+    features: &mut Features,
+    options: &MountOptions,
+) -> Result<Option<Sidecar>> {
+    let used = workdir.attributes.sidecar().map_or(Ok(false), Sidecar::is_used)?;
+    match options.sidecar {
+        SidecarUse::On => {}
+        SidecarUse::Auto if features.namespace.is_none() || used => {}
+        SidecarUse::Auto => return Ok(None),
+        SidecarUse::Off if used => {
+            return Err(Error::new(Errno::INVAL)
+                .during("leave alone in the workdir the directory", sidecar::SIDECAR)
+                .hint("it holds the attributes of this upper; mount without sidecar=off"));
+        }
+        SidecarUse::Off => return Ok(None),
+    }
+    let namespace = features.namespace.unwrap_or_else(|| probe::namespace_without_upper(options.userxattr));
+    let sidecar = Sidecar::make(workdir.base_fd(), namespace, options.fsync.syncs())?;
+    sidecar.claim(upper)?;
+    (features.namespace, features.sidecar) = (Some(namespace), true);
+    Ok(Some(sidecar))
 }
 
 /// Takes the directories that must not be shown out of the layers that contain them.
@@ -280,7 +372,7 @@ fn check_overlap(options: &MountOptions, notices: &mut Vec<String>) -> Result<Ve
             .hint("workdir and upperdir must be separate directories, neither inside the other"));
     }
     let mut inside = Vec::new();
-    for lower in &options.lowerdir {
+    for lower in options.lowerdir.iter().chain(&options.datadir) {
         let lower = absolute(lower);
         for writable in [&upper, &work] {
             if lower.starts_with(writable) {

@@ -4,6 +4,7 @@
 //! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
 
 mod names;
+mod whiteouts;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::inode::{Data, Inode, Lower, Place, State};
 use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
 use crate::name::{self, FileName};
-use crate::options::{FsyncPolicy, MountOptions, RedirectDir};
+use crate::options::{FsyncPolicy, MountOptions, RedirectDir, Verity};
 use crate::parts::Parts;
 use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::dir_fds::DirKey;
@@ -89,6 +90,10 @@ pub(crate) struct Policy {
     pub ino32: bool,
     /// Names may be remembered: the mount was not told that its layers change.
     pub(crate) caches_names: bool,
+    /// Every directory shows one link.
+    pub(crate) static_nlink: bool,
+    /// Whether data of metacopies is checked.
+    pub(crate) verity: Verity,
 }
 
 impl Policy {
@@ -120,6 +125,8 @@ impl Policy {
             no_xattrs: options.noxattrs,
             ino32: options.ino32,
             caches_names: options.timeout > 0.0,
+            static_nlink: options.static_nlink,
+            verity: options.verity,
         }
     }
 }
@@ -348,7 +355,7 @@ impl Tree {
     /// Translates a layer's attributes into those to show.
     pub(crate) fn attr(&self, inode: &Inode, stat: &Stat) -> Attr {
         let mut attr = self.attr_of(inode.ino, inode.kind, stat);
-        if inode.is_dir() && self.is_merged(inode) {
+        if inode.is_dir() && (self.policy.static_nlink || self.is_merged(inode)) {
             // The count of its subdirectories is not known without reading all its layers; 1 says so.
             attr.nlink = 1;
         }
@@ -391,28 +398,6 @@ impl Tree {
     pub(crate) fn hold<'a>(&'a self, dir: &'a Inode) -> Result<DirHold<'a>> {
         let upper = if dir.on_upper() { Some(self.upper_fd(dir)?) } else { None };
         Ok(DirHold { tree: self, dir, upper, lowers: dir.lower_dirs() })
-    }
-
-    /// Returns whether the upper part of a directory holds `.wh.NAME`. Its names are read once.
-    pub(crate) fn upper_hides(&self, dir: &Inode, name: &[u8]) -> Result<bool> {
-        if let Some(whiteouts) = &dir.state.read().upper_whiteouts {
-            return Ok(whiteouts.whiteouts.contains(name));
-        }
-        let marks = marks::scan_names(self.upper_fd(dir)?.as_fd())?;
-        let mut state = dir.state.write();
-        let whiteouts = state.upper_whiteouts.get_or_insert_with(|| Box::new(marks));
-        Ok(whiteouts.whiteouts.contains(name))
-    }
-
-    /// Notes that `.wh.NAME` was made (`true`) or removed in the upper part of a directory.
-    pub(crate) fn note_upper_whiteout(&self, dir: &Inode, name: &[u8], exists: bool) {
-        if let Some(marks) = &mut dir.state.write().upper_whiteouts {
-            if exists {
-                marks.whiteouts.insert(name.into());
-            } else {
-                marks.whiteouts.remove(name);
-            }
-        }
     }
 
     /// Finds `name` in a directory, makes its node and counts one lookup.
@@ -512,7 +497,7 @@ impl Tree {
             return true;
         }
         let Ok(fd) = self.upper_fd(dir) else { return false };
-        let impure = sys::xattr::get(fd.as_fd(), &self.stack.namespace.name("impure")).is_ok();
+        let impure = self.stack.attributes().get(fd.as_fd(), &self.stack.namespace.name("impure")).is_ok();
         if impure {
             dir.state.write().impure = true;
         }
@@ -524,7 +509,7 @@ impl Tree {
         if dir.state.read().impure || self.stack.upper()?.features.namespace.is_none() {
             return Ok(());
         }
-        sys::xattr::set(fd, &self.stack.namespace.name("impure"), b"y", 0)?;
+        self.stack.attributes().set(fd, &self.stack.namespace.name("impure"), b"y", 0)?;
         dir.state.write().impure = true;
         Ok(())
     }
@@ -582,7 +567,7 @@ pub(crate) fn shown_links(state: &State, links: u32) -> u32 {
 /// Returns whether the root of the upper hides all lowers.
 fn root_is_opaque(stack: &LayerStack) -> Result<bool> {
     let Some(upper) = &stack.upper else { return Ok(false) };
-    Ok(marks::read_attrs(upper.root_fd(), stack.namespace, stack.follow)?.opaque)
+    Ok(marks::read_attrs(stack.attributes(), upper.root_fd(), stack.namespace, stack.follow)?.opaque)
 }
 
 /// The `.wh.` names of a directory whose upper part was just made: none.

@@ -19,6 +19,7 @@ use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
 use crate::ondisk::unfinished::{Extent, Writer};
 use crate::parts::Parts;
+use crate::stack::attributes::NATIVE;
 use crate::stack::lease::Lease;
 use crate::stack::owners::Owners;
 use crate::stack::settle::{self, Durability};
@@ -237,7 +238,7 @@ impl Shared {
         if let Some(parts) = &file.parts {
             parts.finish(file.fd.as_fd())?;
             // If this process is killed now, nothing is lost.
-            settle::remark(file.fd.as_fd(), self.namespace, Extent::Whole, self.writer)?;
+            settle::remark(&NATIVE, file.fd.as_fd(), self.namespace, Extent::Whole, self.writer)?;
         }
         if let Err(error) = settle::write_back(file.fd.as_fd(), self.durability) {
             // What could not be written is clean to the kernel now: to ask again would answer that all is well.
@@ -246,10 +247,10 @@ impl Shared {
             tracing::error!(
                 "a copied-up file cannot be written to the disk and will be the old one: {error}"
             );
-            settle::remark(file.fd.as_fd(), self.namespace, Extent::Ranges, self.writer)?;
+            settle::remark(&NATIVE, file.fd.as_fd(), self.namespace, Extent::Ranges, self.writer)?;
             return Err(error);
         }
-        settle::unmark(file.fd.as_fd(), self.namespace)?;
+        settle::unmark(&NATIVE, file.fd.as_fd(), self.namespace)?;
         *stage = Stage::Finished;
         drop(stage);
         self.remove(file.ino);

@@ -13,7 +13,7 @@ use crate::gate::Gate;
 use crate::handles::DirHandle;
 use crate::inode::{Data, Inode};
 use crate::inode_table::Node;
-use crate::lookup::{Below, DirView, Found};
+use crate::lookup::{DirView, Found};
 use crate::merge::{self, ListedName, Listing};
 use crate::name::FileName;
 use crate::options::MountOptions;
@@ -536,6 +536,5 @@ fn find_listed(tree: &Tree, parent: &Inode, listed: &ListedName<'_>) -> Result<O
     let serves = |dir: &crate::stack::lower::LowerDir| dir.layer == usize::from(listed.layer);
     let Some(at) = hold.lowers.iter().position(|dir| serves(dir)) else { return Ok(None) };
     let lowers = hold.lowers.get(at..).unwrap_or_default();
-    let view = DirView { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown };
-    lookup::find(&tree.stack, &view, listed.name)
+    lookup::find(&tree.stack, &DirView::of_lowers(lowers), listed.name)
 }

@@ -10,6 +10,7 @@ use crate::inode::{Inode, Lower, UpperFile};
 use crate::stack::lower::LowerFile;
 use crate::sys;
 use crate::tree::Tree;
+use crate::verity;
 
 /// What a request does with the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ fn open_own(tree: &Tree, inode: &Inode) -> Result<OwnedFd> {
 /// Opens the lower file that holds a node's data: its own, or for a metacopy the one it was made from.
 ///
 /// # Errors
-/// EIO if the node is no file with data on a lower.
+/// EIO if the node is no file with data on a lower, or if that is not the file that was meant (`verity`).
 pub(crate) fn open_lower_data(tree: &Tree, inode: &Inode) -> Result<LowerFile> {
     let (dir, name) = {
         let state = inode.state.read();
@@ -96,5 +97,7 @@ pub(crate) fn open_lower_data(tree: &Tree, inode: &Inode) -> Result<LowerFile> {
             _ => return Err(Error::new(Errno::IO)),
         }
     };
-    tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)
+    let file = tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)?;
+    verity::check(tree, inode, &file)?;
+    Ok(file)
 }

@@ -31,7 +31,7 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     offered(tree)?;
     let value = if inode.on_upper() {
         let stored = stored_name(tree, name, Errno::NODATA)?;
-        let value = sys::xattr::get(tree.pin_upper(inode)?.as_fd(), &stored).map_err(Error::from);
+        let value = tree.stack.attributes().get(tree.pin_upper(inode)?.as_fd(), &stored);
         let owners = tree.stack.upper_owners();
         value.and_then(|value| owners.shown_value(name, value, || tree.stat(inode)))
     } else if !may_be_made_up(name) && is_bare(tree, inode) {
@@ -116,7 +116,7 @@ pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
     offered(tree)?;
     let names = if inode.on_upper() {
         let owners = tree.stack.upper_owners();
-        let listed = sys::xattr::list(tree.pin_upper(inode)?.as_fd()).map_err(Error::from);
+        let listed = tree.stack.attributes().list(tree.pin_upper(inode)?.as_fd());
         listed.map(|names| sys::xattr::names(&names).filter_map(|name| owners.shown_name(name)).collect())
     } else if is_bare(tree, inode) {
         Ok(Vec::new())
@@ -148,7 +148,7 @@ pub(crate) fn set(tree: &Tree, inode: &Arc<Inode>, name: &[u8], value: &[u8], fl
     if name == acl::ACCESS {
         tree.stack.upper_owners().set_acl(pin.as_fd(), &value, flags)?;
     } else {
-        sys::xattr::set(pin.as_fd(), &stored, &value, flags)?;
+        tree.stack.attributes().set(pin.as_fd(), &stored, &value, flags)?;
     }
     if name == capability::NAME
         && let Some(Data::Upper(file)) = &mut *inode.data.write()
@@ -169,7 +169,7 @@ pub(crate) fn remove(tree: &Tree, inode: &Arc<Inode>, name: &[u8]) -> Result<()>
         get(tree, inode, name)?;
     }
     copy_up::ensure_upper(tree, inode, Need::Metadata)?;
-    sys::xattr::remove(tree.pin_upper(inode)?.as_fd(), &stored)?;
+    tree.stack.attributes().remove(tree.pin_upper(inode)?.as_fd(), &stored)?;
     inode.state.write().default_acl = 0;
     Ok(())
 }

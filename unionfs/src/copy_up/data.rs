@@ -13,6 +13,7 @@ use crate::error::{Errno, Result};
 use crate::inode::Inode;
 use crate::ondisk::unfinished::Extent;
 use crate::ondisk::{Namespace, capability};
+use crate::options::Verity;
 use crate::parts::Parts;
 use crate::stack::lower::LowerFile;
 use crate::stack::settle::{self, Durability};
@@ -90,13 +91,16 @@ impl DataCopy<'_> {
     }
 
     /// Returns where to put marks, if the file may have them: under one name, because below another one the data would not
-    /// be found; and only if this process may take them away again.
+    /// be found; and only if this process may take them away again. In a sidecar they would cost as much as the data, and a
+    /// digest would be missing beside them.
     fn marks(&self) -> Option<Namespace> {
         let privileged = self.upper.features.chown || !self.upper.owners.are_inodes();
         let removable = privileged || self.mode & 0o200 != 0;
         let wanted = self.need == Need::Data
             && self.tree.policy.metacopy
             && !self.tree.policy.strict
+            && !self.upper.features.sidecar
+            && self.tree.policy.verity == Verity::Off
             && !self.linked
             && removable;
         self.upper.features.namespace.filter(|_| wanted)
@@ -115,7 +119,7 @@ pub(super) fn clear(to: BorrowedFd<'_>, namespace: Namespace, upper: &UpperLayer
     if rustix::fs::seek(to, SeekFrom::Data(0)) == Err(Errno::NXIO) {
         return Ok(());
     }
-    settle::remark(to, namespace, Extent::Ranges, upper.writer)?;
+    settle::remark(&upper.workdir.attributes, to, namespace, Extent::Ranges, upper.writer)?;
     sys::retry(|| rustix::fs::ftruncate(to, 0))?;
     Ok(sys::retry(|| rustix::fs::ftruncate(to, size))?)
 }
@@ -123,9 +127,9 @@ pub(super) fn clear(to: BorrowedFd<'_>, namespace: Namespace, upper: &UpperLayer
 /// Makes a metacopy an empty whole file.
 pub(super) fn empty(to: BorrowedFd<'_>, namespace: Namespace, upper: &UpperLayer) -> Result<()> {
     // Killed in between, it is the old file: its size, 0 then, says nothing while it has this mark.
-    settle::remark(to, namespace, Extent::Ranges, upper.writer)?;
+    settle::remark(&upper.workdir.attributes, to, namespace, Extent::Ranges, upper.writer)?;
     sys::retry(|| rustix::fs::ftruncate(to, 0))?;
-    settle::unmark(to, namespace)
+    settle::unmark(&upper.workdir.attributes, to, namespace)
 }
 
 impl Whereabouts {

@@ -40,7 +40,7 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     let mut data = inode.data.write();
     at.announce(tree, &file.fd, before.ino)?;
     if matches!(at, Whereabouts::Upper) {
-        settle::unmark(file.fd.as_fd(), namespace)?;
+        settle::unmark(&upper.workdir.attributes, file.fd.as_fd(), namespace)?;
     }
     // Without privilege the writing took set-id bits away, or the mode had to let this process write.
     if sys::stat_fd(file.fd.as_fd())?.mode != before.mode {

@@ -15,7 +15,7 @@ use crate::ondisk::record::Record;
 use crate::ondisk::{acl, capability};
 use crate::request::FileKind;
 use crate::stack::lower::LowerFile;
-use crate::stack::owners::{Owners, record_of};
+use crate::stack::owners::record_of;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
 
@@ -35,7 +35,7 @@ pub(super) fn copy(
     };
     let is_user = |name: &[u8]| name.starts_with(b"user.");
     for name in names.iter().filter(|name| is_user(name)) {
-        copy_xattr(source, owners, to, name)?;
+        copy_xattr(tree, source, to, name)?;
     }
     if owners.are_inodes() || stat.kind() == FileKind::Symlink {
         copy_owner(tree, stat, to)?;
@@ -50,7 +50,7 @@ pub(super) fn copy(
     for name in names.iter().filter(|name| !is_user(name)) {
         // A truncated file loses its capability, as with truncate(2).
         if need != Need::Truncate || name != capability::NAME {
-            copy_xattr(source, owners, to, name)?;
+            copy_xattr(tree, source, to, name)?;
         }
     }
     if need != Need::Truncate {
@@ -59,7 +59,8 @@ pub(super) fn copy(
     Ok(())
 }
 
-fn copy_xattr(source: &LowerFile, owners: Owners, to: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+fn copy_xattr(tree: &Tree, source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    let owners = tree.stack.upper_owners();
     let Some(stored) = owners.stored_name(name) else { return Ok(()) };
     let value = match source.xattr(name) {
         // Listed, but not for this process to read, or gone: it cannot be kept.
@@ -71,14 +72,14 @@ fn copy_xattr(source: &LowerFile, owners: Owners, to: BorrowedFd<'_>, name: &[u8
     let done = if name == acl::ACCESS {
         owners.set_acl(to, &value, 0)
     } else {
-        sys::xattr::set(to, &stored, &value, 0).map_err(Error::from)
+        tree.stack.attributes().set(to, &stored, &value, 0)
     };
-    match done.map_err(|error| error.errno()) {
+    match done.as_ref().map_err(Error::errno) {
         // The upper cannot hold what the lower shows: another file system, or no privilege for the namespace.
         Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) if name != acl::ACCESS => Ok(()),
         // Owners named in an ACL without a place in this user namespace.
         Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::INVAL) if name == acl::ACCESS => Ok(()),
-        result => Ok(result?),
+        _ => done,
     }
 }
 

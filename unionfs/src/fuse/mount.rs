@@ -235,7 +235,7 @@ fn mount_data(device: &OwnedFd, options: &MountOptions) -> Vec<u8> {
         gid.as_raw()
     )
     .into_bytes();
-    if options.allow_other.unwrap_or(rustix::process::geteuid().is_root()) {
+    if options.allow_other.unwrap_or(!options.allow_root && rustix::process::geteuid().is_root()) {
         data.extend_from_slice(b",allow_other");
     }
     if selinux_is_enabled() {

@@ -132,6 +132,7 @@ impl Leaf {
             index,
             upper_whiteouts: _,
             default_acl: _,
+            xattr_whiteouts: _,
             impure: _,
             lost_links,
             unlinked,

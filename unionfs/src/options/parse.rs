@@ -8,7 +8,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
-use super::{AtimeMode, CopyUpMode, FsyncPolicy, MountOptions, OptionError, Warning, show, support};
+use super::{
+    AtimeMode, CopyUpMode, FsyncPolicy, MountOptions, OptionError, Warning, Whiteouts, show, support,
+};
 use crate::idmap::IdMap;
 
 /// Words that mean something to mount(8) or to other programs of this kind, and nothing to a mount of this one.
@@ -106,6 +108,8 @@ impl MountOptions {
     fn set_feature(&mut self, word: &Word<'_>) -> Result<bool, OptionError> {
         match word.key {
             b"redirect_dir" => self.redirect_dir = Some(word.one_of(show::REDIRECT_DIR)?),
+            b"whiteouts" => self.whiteouts = word.one_of(show::WHITEOUTS)?,
+            b"sidecar" => self.sidecar = word.one_of(show::SIDECAR)?,
             b"index" => self.index = Some(word.on_off()?),
             b"metacopy" => self.metacopy = Some(word.on_off()?),
             b"nfs_export" => self.nfs_export = word.on_off()?,
@@ -153,7 +157,7 @@ impl MountOptions {
         match key {
             b"ino32_t" => self.ino32 = true,
             b"userxattr" => self.userxattr = true,
-            b"dot_wh_whiteouts" => self.dot_wh_whiteouts = true,
+            b"dot_wh_whiteouts" => self.whiteouts = Whiteouts::DotWh,
             b"volatile" => self.fsync = FsyncPolicy::Volatile,
             b"static_nlink" => self.static_nlink = true,
             b"squash_to_root" => self.squash_to_root = true,
@@ -162,6 +166,7 @@ impl MountOptions {
             b"noacl" => self.noacl = true,
             b"writeback" => self.writeback = true,
             b"fsync" => self.fsync = FsyncPolicy::Auto,
+            b"allow_root" => self.allow_root = true,
             b"allow_other" => self.allow_other = Some(true),
             b"debug" => self.debug = true,
             b"max_write" => {}

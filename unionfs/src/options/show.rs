@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{
     AtimeMode, CatalogPolicy, CopyUpMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir,
-    Transport, UuidPolicy, Verity, XattrPermissions, Xino,
+    SidecarUse, Transport, UuidPolicy, Verity, Whiteouts, XattrPermissions, Xino,
 };
 
 /// The values of `redirect_dir`.
@@ -17,6 +17,18 @@ pub(super) const REDIRECT_DIR: &[(&str, RedirectDir)] = &[
     ("nofollow", RedirectDir::NoFollow),
     ("off", RedirectDir::Off),
 ];
+
+/// The values of `whiteouts`.
+pub(super) const WHITEOUTS: &[(&str, Whiteouts)] = &[
+    ("auto", Whiteouts::Auto),
+    ("char", Whiteouts::Char),
+    ("xattr", Whiteouts::Xattr),
+    ("dot_wh", Whiteouts::DotWh),
+];
+
+/// The values of `sidecar`.
+pub(super) const SIDECAR: &[(&str, SidecarUse)] =
+    &[("auto", SidecarUse::Auto), ("on", SidecarUse::On), ("off", SidecarUse::Off)];
 
 /// The values of `verity`.
 pub(super) const VERITY: &[(&str, Verity)] =
@@ -107,7 +119,8 @@ impl MountOptions {
         list.switch("ino32_t", self.ino32)?;
         list.switch("userxattr", self.userxattr)?;
         list.choice("catalog", CATALOG, changed(self.catalog, CatalogPolicy::default()))?;
-        list.switch("dot_wh_whiteouts", self.dot_wh_whiteouts)?;
+        list.choice("whiteouts", WHITEOUTS, changed(self.whiteouts, default.whiteouts))?;
+        list.choice("sidecar", SIDECAR, changed(self.sidecar, default.sidecar))?;
         list.switch("static_nlink", self.static_nlink)?;
         list.choice("noxattrs", &[("1", true)], Some(self.noxattrs))?;
         list.switch("noacl", self.noacl)
@@ -136,6 +149,7 @@ impl MountOptions {
         list.choice("transport", TRANSPORT, changed(self.transport, default.transport))?;
         list.choice("data", DATA, changed(self.data, default.data))?;
         list.switch("allow_other", self.allow_other == Some(true))?;
+        list.switch("allow_root", self.allow_root)?;
         list.text("fsname", self.fsname.as_ref())?;
         list.text("subtype", self.subtype.as_ref())?;
         list.text("context", self.security.context.as_ref())?;

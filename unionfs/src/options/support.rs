@@ -1,68 +1,35 @@
-//! What can be asked for and cannot be had yet: told in one line where leaving it out loses nothing, refused where
-//! the mount would show or store something else than was asked for.
+//! What can be asked for and cannot be had: told in one line, since leaving it out loses nothing.
 
-use super::{MountOptions, OptionError, UuidPolicy, Verity, Warning, Xino};
+use super::{MountOptions, UuidPolicy, Warning};
 
-/// What happens with an option that cannot be had.
-#[derive(Clone, Copy)]
-enum Without {
-    /// The mount goes on; this is the difference.
-    Continues(&'static str),
-    /// There is no mount; this is why.
-    Refused(&'static str),
-}
-
-/// One line of the table: the option, whether it is asked for, and what happens.
-type Gap = (&'static str, fn(&MountOptions) -> bool, Without);
+/// One line of the table: the option, whether it is asked for, and what is done without it.
+type Gap = (&'static str, fn(&MountOptions) -> bool, &'static str);
 
 /// Options with a typed meaning that has no effect yet.
 const GAPS: &[Gap] = &[
+    ("nfs_export=on", |options| options.nfs_export, "the mount cannot be exported"),
     (
-        "data-only lower layers",
-        |options| !options.datadir.is_empty(),
-        Without::Refused("not supported yet; files that refer to them would have no contents"),
+        "uuid=on",
+        |options| options.uuid == UuidPolicy::On,
+        "a FUSE file system shows no identifier; records of origin have that of their layer",
     ),
     (
-        "verity",
-        |options| options.verity != Verity::Off,
-        Without::Refused("not supported yet; contents would not be checked"),
-    ),
-    ("nfs_export=on", |options| options.nfs_export, Without::Continues("the mount cannot be exported")),
-    (
-        "xino=off",
-        |options| options.xino == Xino::Off,
-        Without::Continues("inode numbers are kept apart where layers lie on several file systems"),
-    ),
-    ("uuid", |options| options.uuid != UuidPolicy::Auto, Without::Continues("as uuid=auto")),
-    (
-        "static_nlink",
-        |options| options.static_nlink,
-        Without::Continues("merged directories have a link count of 1, others their own"),
+        "allow_root",
+        |options| options.allow_root && !rustix::process::geteuid().is_root(),
+        "only the mounting user may enter; allow_other lets root and everybody in",
     ),
 ];
 
 /// Words without a typed meaning whose absence is worth telling.
 const WORDS: &[(&str, &str)] = &[
-    ("allow_root", "use allow_other to let other users in"),
     ("auto_unmount", "the server unmounts when it is told to end, not when it is killed"),
     ("plugins", "layers come from directories only"),
 ];
 
 /// Tells what of `options` has no effect.
-///
-/// # Errors
-///
-/// An option that must not be left out silently.
-pub(super) fn check(options: &MountOptions) -> Result<Vec<Warning>, OptionError> {
-    let mut warnings = Vec::new();
-    for &(option, asked_for, without) in GAPS {
-        match without {
-            _ if !asked_for(options) => {}
-            Without::Refused(reason) => return Err(OptionError::new(option, reason)),
-            Without::Continues(instead) => warnings.push(Warning::NotSupported { option, instead }),
-        }
-    }
-    Ok(warnings)
+pub(super) fn check(options: &MountOptions) -> Vec<Warning> {
+    let asked = GAPS.iter().filter(|(_, asked_for, _)| asked_for(options));
+    asked.map(|&(option, _, instead)| Warning::NotSupported { option, instead }).collect()
 }
 
 /// Returns the warning for a word that is known to have no effect.

@@ -162,8 +162,6 @@ fn options_that_need_each_other_are_checked_together() {
         ("", "lowerdir not specified"),
         ("lowerdir=/a,upperdir=/u", "workdir not specified"),
         ("lowerdir=/a,workdir=/w", "upperdir not specified"),
-        ("lowerdir=/a::/b", "not supported yet"),
-        ("lowerdir=/a,verity=on", "not supported yet"),
     ] {
         let error = parse(text).validate().unwrap_err().to_string();
         assert!(error.contains(want), "{text}: {error}");
@@ -176,12 +174,14 @@ fn options_without_effect_are_told_and_those_with_one_are_not() {
     let told = |text: &str| -> Vec<String> {
         parse(text).validate().unwrap().iter().map(|warning| warning.to_string()).collect()
     };
-    for text in
-        ["index=on,metacopy=on,redirect_dir=on,xino=on,xino=auto", "index=off,metacopy=off,redirect_dir=off"]
-    {
+    for text in [
+        "index=on,metacopy=on,redirect_dir=on,xino=on,xino=auto,uuid=null",
+        "index=off,metacopy=off,redirect_dir=off",
+        "xino=off,uuid=off,static_nlink,verity=on",
+    ] {
         assert_eq!(told(&format!("lowerdir=/a,{text}")), [""; 0], "{text}");
     }
-    for word in ["nfs_export=on", "xino=off", "uuid=null", "static_nlink"] {
+    for word in ["nfs_export=on", "uuid=on"] {
         let told = told(&format!("lowerdir=/a,{word}"));
         assert!(told.len() == 1 && told[0].contains(", continuing without: "), "{word}: {told:?}");
     }
@@ -265,11 +265,13 @@ prop_compose! {
             Just(CopyUpMode::Full),
             (1..u64::MAX).prop_map(CopyUpMode::Range),
         ],
-        (catalog, transport, data, xattr_permissions) in (
+        (catalog, transport, data, xattr_permissions, whiteouts, sidecar) in (
             prop::sample::select(show::CATALOG),
             prop::sample::select(show::TRANSPORT),
             prop::sample::select(show::DATA),
             prop::sample::select(show::XATTR_PERMISSIONS),
+            prop::sample::select(show::WHITEOUTS),
+            prop::sample::select(show::SIDECAR),
         ),
         maps in (any_map(), any_map()),
         squash in any::<[Option<u32>; 2]>(),
@@ -278,7 +280,7 @@ prop_compose! {
         flags in any_flags(),
     ) -> MountOptions {
         let [ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_other, debug, dot_wh_whiteouts] = switches;
+            writeback, allow_other, allow_root, debug] = switches;
         MountOptions {
             redirect_dir: redirect_dir.map(|(_, value)| value),
             index: states[0],
@@ -291,6 +293,8 @@ prop_compose! {
             catalog: catalog.1,
             transport: transport.1,
             data: data.1,
+            whiteouts: whiteouts.1,
+            sidecar: sidecar.1,
             xattr_permissions: xattr_permissions.1,
             uid_map: maps.0.clone(),
             gid_map: maps.1.clone(),
@@ -298,7 +302,7 @@ prop_compose! {
             squash_to_gid: squash[1],
             allow_other: allow_other.then_some(true),
             ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, debug, dot_wh_whiteouts, timeout, max_write, flags,
+            writeback, allow_root, debug, timeout, max_write, flags,
             ..layers
         }
     }

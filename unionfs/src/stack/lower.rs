@@ -18,16 +18,19 @@ use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
 use crate::ondisk::catalog::{BlockAt, Object};
+use crate::ondisk::metacopy::Digest;
 use crate::ondisk::record::Record;
 use crate::ondisk::unfinished::Writer;
-use crate::options::MountOptions;
+use crate::options::{MountOptions, UuidPolicy};
 use crate::request::FileKind;
+use crate::stack::attributes::Attributes;
 use crate::stack::catalog::Catalog;
 use crate::stack::dir_fds::{DirFds, DirKey};
 use crate::stack::marks::{self, DirMarks, Follow};
 use crate::stack::mount_ids::MountIds;
 use crate::stack::owners::{Owners, record_of};
 use crate::stack::settle;
+use crate::stack::sidecar::Sidecar;
 use crate::sys::dirents::RawEntry;
 use crate::sys::{self, Stat};
 
@@ -38,7 +41,7 @@ pub(crate) struct LowerLayer {
     root_stat: Stat,
     /// The number of the mount that the layer lies on, 0 where mounts have none.
     mount: u64,
-    /// Identifier of the file system, all zero where it has none.
+    /// Identifier of the file system, all zero where it has none or it is not to be stored.
     uuid: [u8; 16],
     /// The mapping of ids that the layer's mount has applied, to be taken back.
     mount_ids: Option<Arc<MountIds>>,
@@ -48,6 +51,12 @@ pub(crate) struct LowerLayer {
     hidden: Vec<(u64, u64, Vec<u8>)>,
     /// What was written down of the layer.
     catalog: Option<Catalog>,
+    /// Where its attributes are: beside it if it is an upper that a sidecar belongs to.
+    attributes: Arc<Attributes>,
+    /// File handles name the same object after a remount.
+    pub(crate) handles_last: bool,
+    /// The file system can protect files by fs-verity.
+    pub(crate) has_verity: bool,
 }
 
 /// A directory of a lower layer. Its place never changes, so it is a name and a parent; a descriptor exists only
@@ -154,14 +163,10 @@ pub(crate) struct LowerFile {
     fd: OwnedFd,
     mount_ids: Option<Arc<MountIds>>,
     owners: Owners,
+    attributes: Arc<Attributes>,
 }
 
 impl LowerFile {
-    /// Takes what was opened beside a layer, such as an entry of the index, to be read and not changed.
-    pub(crate) fn held(fd: OwnedFd, owners: Owners) -> Self {
-        Self { fd, mount_ids: None, owners }
-    }
-
     /// Returns the attributes.
     pub(crate) fn stat(&self) -> Result<Stat> {
         let stat = sys::stat_fd(self.fd.as_fd())?;
@@ -181,7 +186,7 @@ impl LowerFile {
 
     /// Returns the value of a mark of the layer.
     pub(crate) fn mark(&self, name: &[u8]) -> Result<Vec<u8>> {
-        Ok(sys::xattr::get(self.fd.as_fd(), name)?)
+        self.attributes.get(self.fd.as_fd(), name)
     }
 
     /// Returns the value of an extended attribute that programs name.
@@ -190,7 +195,7 @@ impl LowerFile {
     /// ENODATA if there is none, also for the layer's own marks.
     pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
         let stored = self.owners.stored_name(name).ok_or(Error::new(Errno::NODATA))?;
-        let value = sys::xattr::get(self.fd.as_fd(), &stored)?;
+        let value = self.attributes.get(self.fd.as_fd(), &stored)?;
         let value = match &self.mount_ids {
             Some(ids) => ids.value_on_disk(name, value),
             None => value,
@@ -200,7 +205,7 @@ impl LowerFile {
 
     /// Returns the names of the extended attributes that programs see.
     pub(crate) fn xattr_names(&self) -> Result<Vec<Vec<u8>>> {
-        let stored = sys::xattr::list(self.fd.as_fd())?;
+        let stored = self.attributes.list(self.fd.as_fd())?;
         Ok(sys::xattr::names(&stored).filter_map(|name| self.owners.shown_name(name)).collect())
     }
 
@@ -212,6 +217,12 @@ impl LowerFile {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let path = sys::proc_path(self.fd.as_fd());
         question(sys::retry(|| rustix::fs::openat(CWD, &*path, flags, Mode::empty()))?.as_fd())
+    }
+
+    /// Returns the digest by which fs-verity protects it.
+    pub(crate) fn verity_digest(&self) -> std::result::Result<Digest, Errno> {
+        let (algorithm, bytes) = sys::verity::measure(self.fd.as_fd())?;
+        Ok(Digest { algorithm: u8::try_from(algorithm).map_err(|_| Errno::NODATA)?, bytes })
     }
 
     /// Returns where data or a hole begins, as lseek(2) does.
@@ -292,15 +303,38 @@ impl LowerLayer {
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         );
-        let uuid =
-            readable.ok().and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok()).unwrap_or_default();
-        let owners = Owners::of_layer(root.as_fd());
-        Ok(Self { root, root_stat, mount, uuid, mount_ids, owners, hidden: Vec::new(), catalog: None })
+        let readable = readable.ok();
+        let has_verity = readable.as_ref().is_some_and(|fd| {
+            !matches!(sys::verity::measure(fd.as_fd()), Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS))
+        });
+        let stores_uuid = !matches!(options.uuid, UuidPolicy::Off | UuidPolicy::Null);
+        let uuid = readable
+            .filter(|_| stores_uuid)
+            .and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok())
+            .unwrap_or_default();
+        Ok(Self {
+            root_stat,
+            mount,
+            uuid,
+            mount_ids,
+            owners: Owners::of_layer(root.as_fd()),
+            hidden: Vec::new(),
+            catalog: None,
+            attributes: Arc::default(),
+            handles_last: sys::handle::last(root.as_fd()),
+            has_verity,
+            root,
+        })
+    }
+
+    /// Describes the root directory of a layer that gives contents only: no mark of it counts.
+    pub(crate) fn data_root(&self, number: usize) -> Arc<LowerDir> {
+        LowerDir::new(number, None, b"", &self.root_stat, false)
     }
 
     /// Describes the root directory; also tells whether it hides the layers below.
     pub(crate) fn root_dir(&self, number: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
-        let attrs = marks::read_attrs(self.root.as_fd(), namespace, Follow::Yes)?;
+        let attrs = marks::read_attrs(&self.attributes, self.root.as_fd(), namespace, Follow::Yes)?;
         let root = LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts);
         if let Some(catalog) = &self.catalog {
             root.block.get_or_init(|| catalog.root());
@@ -327,6 +361,18 @@ impl LowerLayer {
     /// Waits until no server finishes files of this layer, which was its upper, any more.
     pub(crate) fn wait_for_finisher(&self) {
         settle::wait_for_finisher(self.root.as_fd());
+    }
+
+    /// Returns where the attributes of its objects are.
+    pub(crate) fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// Reads the attributes of its objects beside it.
+    pub(crate) fn read_beside(&mut self, sidecar: Sidecar) -> Result<()> {
+        sidecar.check(self.root.as_fd())?;
+        self.attributes = Arc::new(Attributes::beside(sidecar));
+        Ok(())
     }
 
     /// Returns the identifier of the file system, all zero where it has none.
@@ -454,8 +500,14 @@ impl LowerLayer {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Takes what was opened beside the layer, such as an entry of the index, to be read and not changed.
+    pub(crate) fn beside(&self, fd: OwnedFd) -> LowerFile {
+        LowerFile { mount_ids: None, ..self.file(fd) }
+    }
+
     fn file(&self, fd: OwnedFd) -> LowerFile {
-        LowerFile { fd, mount_ids: self.mount_ids.clone(), owners: self.owners }
+        let attributes = Arc::clone(&self.attributes);
+        LowerFile { fd, mount_ids: self.mount_ids.clone(), owners: self.owners, attributes }
     }
 
     /// Opens `name` in `dir` for reading its data.

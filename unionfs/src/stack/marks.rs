@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::{self, NameClass, Namespace, Redirect};
+use crate::stack::attributes::Attributes;
 use crate::sys;
 
 /// The `.wh.` names of a directory, learnt from one reading of it.
@@ -42,23 +43,28 @@ pub(crate) fn scan_names(dir: BorrowedFd<'_>) -> Result<DirMarks> {
 ///
 /// # Errors
 /// EINVAL and EACCES for a bad redirect, EPERM for any redirect where they are not followed.
-pub(crate) fn read_attrs(dir: BorrowedFd<'_>, namespace: Namespace, follow: Follow) -> Result<DirAttrs> {
+pub(crate) fn read_attrs(
+    attributes: &Attributes,
+    dir: BorrowedFd<'_>,
+    namespace: Namespace,
+    follow: Follow,
+) -> Result<DirAttrs> {
     let mut attrs = DirAttrs::default();
     let redirect_name = namespace.name("redirect");
-    let list = match sys::xattr::list(dir) {
+    let list = match attributes.list(dir) {
         Ok(list) => list,
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Vec::new(),
-        Err(errno) => return Err(errno.into()),
+        Err(error) if matches!(error.errno(), Errno::OPNOTSUPP | Errno::NOSYS) => Vec::new(),
+        Err(error) => return Err(error),
     };
     for name in sys::xattr::names(&list) {
         if ondisk::OPAQUE_XATTRS.contains(&name) {
-            match sys::xattr::get(dir, name)?.first() {
+            match attributes.get(dir, name)?.first() {
                 Some(&ondisk::OPAQUE_YES) => attrs.opaque = true,
                 Some(&ondisk::OPAQUE_XATTR_WHITEOUTS) => attrs.xattr_whiteouts = true,
                 _ => {}
             }
         } else if name == redirect_name {
-            attrs.redirect = Some(parse_redirect(&sys::xattr::get(dir, name)?, follow)?);
+            attrs.redirect = Some(parse_redirect(&attributes.get(dir, name)?, follow)?);
         }
     }
     attrs.opaque = attrs.opaque || has_opaque_file(dir);
@@ -95,6 +101,8 @@ fn has_opaque_file(dir: BorrowedFd<'_>) -> bool {
 /// What the attributes of an upper object that is no directory say about where it came from.
 #[derive(Debug, Default)]
 pub(crate) struct FileMarks {
+    /// If it is an empty regular file: it is a whiteout.
+    pub whiteout: bool,
     /// It holds attributes only.
     pub metacopy: bool,
     /// Where its data is, if not under its own name.
@@ -117,13 +125,14 @@ pub(crate) const INO: &str = "ino";
 /// # Errors
 /// As [`read_attrs`] for redirects.
 pub(crate) fn read_file_marks(
+    attributes: &Attributes,
     dir: BorrowedFd<'_>,
     name: &[u8],
     namespace: Namespace,
     follow: Follow,
 ) -> Result<FileMarks> {
     for _ in 0..MARK_TRIES {
-        match try_read_file_marks(dir, name, namespace, follow) {
+        match try_read_file_marks(attributes, dir, name, namespace, follow) {
             // A mark that was listed went meanwhile: the file was just finished.
             Err(error) if error.is(Errno::NODATA) => {}
             result => return result,
@@ -136,23 +145,27 @@ pub(crate) fn read_file_marks(
 const MARK_TRIES: usize = 100;
 
 fn try_read_file_marks(
+    attributes: &Attributes,
     dir: BorrowedFd<'_>,
     name: &[u8],
     namespace: Namespace,
     follow: Follow,
 ) -> Result<FileMarks> {
     let mut marks = FileMarks::default();
-    let list = match sys::xattr::list_at(dir, name) {
+    let list = match attributes.list_at(dir, name) {
         Ok(list) => list,
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(marks),
-        Err(errno) => return Err(errno.into()),
+        Err(error) => match error.errno() {
+            Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS => return Ok(marks),
+            _ => return Err(error),
+        },
     };
     let prefix = namespace.name("");
     for mark in sys::xattr::names(&list).filter_map(|name| name.strip_prefix(prefix.as_slice())) {
-        let value = || sys::xattr::get_at(dir, name, &[prefix.as_slice(), mark].concat());
+        let value = || attributes.get_at(dir, name, &[prefix.as_slice(), mark].concat());
         let number = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
         match mark {
             b"metacopy" => marks.metacopy = true,
+            b"whiteout" => marks.whiteout = true,
             b"redirect" => marks.redirect = Some(parse_redirect(&value()?, follow)?),
             b"ino" => marks.ino = number(&value()?),
             b"origin" => marks.origin = Some(value()?).filter(|record| !record.is_empty()),

@@ -9,6 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 
 use crate::error::{Errno, Result};
 use crate::ondisk::{self, Namespace};
+use crate::options::{MountOptions, Whiteouts};
 use crate::stack::workdir::Workdir;
 use crate::sys;
 
@@ -17,6 +18,8 @@ use crate::sys;
 pub(crate) enum WhiteoutForm {
     /// Character device 0:0, kernel overlayfs' form.
     CharDevice,
+    /// An empty file with an attribute, in a directory with another one.
+    Xattr,
     /// An empty file `.wh.NAME`.
     DotWh,
 }
@@ -26,8 +29,10 @@ pub(crate) enum WhiteoutForm {
 pub(crate) struct Features {
     /// How to write whiteouts.
     pub whiteouts: WhiteoutForm,
-    /// Where marks are kept; none if the file system holds no attributes.
+    /// Where marks are kept; none if the file system holds no attributes and there is no sidecar.
     pub namespace: Option<Namespace>,
+    /// Marks and the attributes of programs are in the workdir.
+    pub sidecar: bool,
     /// renameat2(2) knows NOREPLACE and EXCHANGE.
     pub exchange: bool,
     /// This process may give files any owner.
@@ -38,9 +43,11 @@ impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whiteouts = match self.whiteouts {
             WhiteoutForm::CharDevice => "character device 0:0",
+            WhiteoutForm::Xattr => "files with an attribute",
             WhiteoutForm::DotWh => "files .wh.NAME",
         };
         let marks = match self.namespace {
+            Some(_) if self.sidecar => "in the workdir (sidecar), which belongs to this upper from now on",
             Some(Namespace::Trusted) => "trusted.overlay.*",
             Some(Namespace::User) => "user.overlay.*",
             None => "none: opaque directories by .wh..wh..opq, renaming lower directories gives EXDEV",
@@ -51,19 +58,47 @@ impl fmt::Display for Features {
     }
 }
 
-/// Tries everything. `userxattr` leaves out the trusted namespace, `dot_wh` the device form.
-pub(crate) fn probe(workdir: &Workdir, userxattr: bool, dot_wh: bool) -> Result<Features> {
+/// Tries everything that `options` do not leave out.
+pub(crate) fn probe(workdir: &Workdir, options: &MountOptions) -> Result<Features> {
     let exchange = try_exchange(workdir)?;
-    let char_device = !dot_wh && exchange && try_char_whiteout(workdir)?;
-    if !char_device {
-        try_dot_wh(workdir)?;
-    }
+    let namespace = try_namespace(workdir, options.userxattr)?;
     Ok(Features {
-        whiteouts: if char_device { WhiteoutForm::CharDevice } else { WhiteoutForm::DotWh },
-        namespace: try_namespace(workdir, userxattr)?,
+        whiteouts: choose_whiteouts(workdir, options.whiteouts, exchange, namespace)?,
+        namespace,
+        sidecar: false,
         exchange,
         chown: may_chown(workdir)?,
     })
+}
+
+/// Chooses the form of whiteouts: the first that is wanted and can be had. The first two are put in place by an exchange.
+///
+/// # Errors
+/// The upper holds no form, or not the one that is asked for.
+fn choose_whiteouts(
+    workdir: &Workdir,
+    wanted: Whiteouts,
+    exchange: bool,
+    namespace: Option<Namespace>,
+) -> Result<WhiteoutForm> {
+    let wants = |form| wanted == Whiteouts::Auto || wanted == form;
+    if wants(Whiteouts::Char) && exchange && try_char_whiteout(workdir)? {
+        return Ok(WhiteoutForm::CharDevice);
+    }
+    if let Some(namespace) = namespace
+        && wants(Whiteouts::Xattr)
+        && exchange
+        && try_xattr_whiteout(workdir, namespace)?
+    {
+        return Ok(WhiteoutForm::Xattr);
+    }
+    if !wants(Whiteouts::DotWh) {
+        return Err(crate::Error::new(Errno::OPNOTSUPP)
+            .during("use option", "whiteouts")
+            .hint("upperdir's file system cannot hold this form; whiteouts=auto takes one that it can"));
+    }
+    try_dot_wh(workdir)?;
+    Ok(WhiteoutForm::DotWh)
 }
 
 /// Returns where marks are looked for if there is no upper to try on.
@@ -112,10 +147,27 @@ pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Re
     rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
+fn try_xattr_whiteout(workdir: &Workdir, namespace: Namespace) -> Result<bool> {
+    let temp = workdir.temp();
+    let made = make_xattr_whiteout(workdir.fd(), temp.name(), namespace);
+    let read = sys::xattr::get_at(workdir.fd(), temp.name(), &namespace.name("whiteout"));
+    Ok(made.is_ok() && read.is_ok_and(|value| value == XATTR_WHITEOUT))
+}
+
+/// The value of a `whiteout` attribute; that it is there is all that counts.
+const XATTR_WHITEOUT: &[u8] = b"y";
+
+/// Makes a whiteout by attribute: an empty file. It counts in directories that are marked for it.
+pub(crate) fn make_xattr_whiteout(dir: BorrowedFd<'_>, name: &[u8], namespace: Namespace) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let file = sys::open_at(dir, name, flags, 0o600)?;
+    Ok(sys::xattr::set(file.as_fd(), &namespace.name("whiteout"), XATTR_WHITEOUT, 0)?)
+}
+
 /// Checks that names can be hidden by `.wh.NAME`, the form that is left.
 ///
 /// # Errors
-/// The upper holds no form of whiteout: it lies on another union, which takes such names for its own.
+/// The upper holds no form of whiteout: it lies on another union without attributes, which takes such names for its own.
 fn try_dot_wh(workdir: &Workdir) -> Result<()> {
     let name = ondisk::whiteout_name(workdir.temp().name());
     let made = sys::open_at(workdir.fd(), &name, OFlags::WRONLY | OFlags::CREATE, 0o600);

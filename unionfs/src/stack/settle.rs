@@ -15,6 +15,7 @@ use crate::error::{Errno, Result};
 use crate::ondisk::Namespace;
 use crate::ondisk::unfinished::{Extent, UNFINISHED, Unfinished, Writer};
 use crate::request::FileKind;
+use crate::stack::attributes::{Attributes, NATIVE};
 use crate::sys::{self, Stat};
 
 /// How long a server that still finishes files of a layer is waited for.
@@ -82,12 +83,18 @@ fn boot_id() -> Option<[u8; 16]> {
 /// that nobody keeps.
 pub(crate) fn mark(fd: BorrowedFd<'_>, namespace: Namespace, extent: Extent, writer: Writer) -> Result<()> {
     sys::xattr::set(fd, &namespace.name("metacopy"), b"", 0)?;
-    remark(fd, namespace, extent, writer)
+    remark(&NATIVE, fd, namespace, extent, writer)
 }
 
 /// Says anew how much of the data is there.
-pub(crate) fn remark(fd: BorrowedFd<'_>, namespace: Namespace, extent: Extent, writer: Writer) -> Result<()> {
-    Ok(sys::xattr::set(fd, &namespace.name(UNFINISHED), &Unfinished { extent, writer }.encode(), 0)?)
+pub(crate) fn remark(
+    attributes: &Attributes,
+    fd: BorrowedFd<'_>,
+    namespace: Namespace,
+    extent: Extent,
+    writer: Writer,
+) -> Result<()> {
+    attributes.set(fd, &namespace.name(UNFINISHED), &Unfinished { extent, writer }.encode(), 0)
 }
 
 /// Brings a file's data to the disk, as far as is needed before [`unmark`].
@@ -100,24 +107,24 @@ pub(crate) fn write_back(fd: BorrowedFd<'_>, durability: Durability) -> Result<(
 }
 
 /// Takes the marks away: from here on the upper file is the file.
-pub(crate) fn unmark(fd: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
+pub(crate) fn unmark(attributes: &Attributes, fd: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
     for mark in ["metacopy", "redirect", UNFINISHED] {
-        match sys::xattr::remove(fd, &namespace.name(mark)) {
-            Ok(()) | Err(Errno::NODATA) => {}
-            Err(errno) => return Err(errno.into()),
+        match attributes.remove(fd, &namespace.name(mark)) {
+            Err(error) if !error.is(Errno::NODATA) => return Err(error),
+            _ => {}
         }
     }
     Ok(())
 }
 
 /// Makes a file that a server left behind show the lower's data again, which has the size and times of `lower`.
-fn revert(fd: BorrowedFd<'_>, namespace: Namespace, lower: &Stat) -> Result<()> {
+fn revert(attributes: &Attributes, fd: BorrowedFd<'_>, namespace: Namespace, lower: &Stat) -> Result<()> {
     // By way of 0: no byte that was written shows if the data is copied up into holes later.
     sys::retry(|| rustix::fs::ftruncate(fd, 0))?;
     sys::retry(|| rustix::fs::ftruncate(fd, lower.size))?;
     let time = |t: crate::request::Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
     sys::set_times(fd, &Timestamps { last_access: time(lower.atime), last_modification: time(lower.mtime) })?;
-    Ok(sys::xattr::remove(fd, &namespace.name(UNFINISHED))?)
+    attributes.remove(fd, &namespace.name(UNFINISHED))
 }
 
 /// What a file that a server left behind is now.
@@ -134,17 +141,16 @@ pub(crate) enum Settled {
 pub(crate) fn settle(
     dir: BorrowedFd<'_>,
     name: &[u8],
-    (namespace, durability): (Namespace, Durability),
+    (attributes, namespace, durability): (&Attributes, Namespace, Durability),
     whole: bool,
     lower: &Stat,
 ) -> Result<Settled> {
     let file = open(dir, name)?;
     let settled = if whole { Settled::Whole } else { Settled::Old };
     let done = match settled {
-        Settled::Whole => {
-            write_back(file.fd.as_fd(), durability).and_then(|()| unmark(file.fd.as_fd(), namespace))
-        }
-        Settled::Old => revert(file.fd.as_fd(), namespace, lower),
+        Settled::Whole => write_back(file.fd.as_fd(), durability)
+            .and_then(|()| unmark(attributes, file.fd.as_fd(), namespace)),
+        Settled::Old => revert(attributes, file.fd.as_fd(), namespace, lower),
     };
     file.restore()?;
     done?;
@@ -231,7 +237,7 @@ pub(crate) fn finish_left_behind(
         for name in files {
             if sys::xattr::get_at(dir, &name, &mark).is_ok_and(|value| is_whole(&value, writer)) {
                 let stat = sys::stat_at(dir, &name)?;
-                if let Err(error) = settle(dir, &name, (namespace, durability), true, &stat) {
+                if let Err(error) = settle(dir, &name, (&NATIVE, namespace, durability), true, &stat) {
                     let error = error.during("finish the copied-up file", &name);
                     tracing::error!("{error}");
                     all = false;

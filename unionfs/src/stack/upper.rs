@@ -89,6 +89,27 @@ impl UpperLayer {
     }
 }
 
+/// File systems that give an object another inode number when they have forgotten it: vfat, exFAT.
+const FLEETING_NUMBERS: [i64; 2] = [0x4d44, 0x2011_bab0];
+
+/// Checks that objects can be told apart by their inode numbers.
+///
+/// # Errors
+/// EINVAL with a hint if they cannot.
+pub(crate) fn check_inode_numbers(upper: &Path, root: BorrowedFd<'_>) -> Result<()> {
+    let kind = rustix::fs::fstatfs(root).map_or(0, |stat| stat.f_type);
+    if !numbers_are_fleeting(kind) {
+        return Ok(());
+    }
+    Err(Error::new(Errno::INVAL).during("use upper layer", upper.as_os_str().as_encoded_bytes()).hint(
+        "vfat and exFAT hold no owners, modes, links or lasting inode numbers; use a file system that does",
+    ))
+}
+
+fn numbers_are_fleeting(kind: i64) -> bool {
+    FLEETING_NUMBERS.contains(&kind)
+}
+
 /// Checks that a rename can move objects from the workdir to the upper.
 ///
 /// # Errors
@@ -105,4 +126,24 @@ pub(crate) fn check_same_file_system(upper: &Path, root: BorrowedFd<'_>, work: B
     Err(Error::new(Errno::XDEV)
         .during("use the workdir with upper layer", upper.as_os_str().as_encoded_bytes())
         .hint("workdir must be on the same file system and mount as upperdir"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_without_lasting_inode_numbers_are_known() {
+        // From linux/magic.h: vfat, exFAT; ext4, NFS, tmpfs, FUSE.
+        for (kind, fleeting) in [
+            (0x4d44, true),
+            (0x2011_bab0, true),
+            (0xef53, false),
+            (0x6969, false),
+            (0x0102_1994, false),
+            (0x6573_5546, false),
+        ] {
+            assert_eq!(numbers_are_fleeting(kind), fleeting, "{kind:x}");
+        }
+    }
 }

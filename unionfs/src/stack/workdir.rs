@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
 
 use crate::error::{Errno, Error, Result};
+use crate::ondisk::Namespace;
+use crate::stack::attributes::{Attributes, NATIVE};
+use crate::stack::sidecar::Sidecar;
 use crate::sys;
 
 /// Name of the directory of temporary objects inside the workdir, as in kernel overlayfs.
@@ -31,6 +34,8 @@ pub(crate) struct Workdir {
     next: AtomicU64,
     /// Distinguishes the names of this mount from those that a crash left.
     salt: u64,
+    /// Where attributes of the objects here and on the upper are.
+    pub(crate) attributes: Attributes,
 }
 
 /// A temporary object by name. Dropping it removes the object, unless it was published.
@@ -61,7 +66,10 @@ impl Workdir {
         refuse_incompatible(work.as_fd())?;
         let salt = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let salt = (salt.tv_sec.cast_unsigned() << 30) ^ salt.tv_nsec.cast_unsigned();
-        let workdir = Self { locked, work, next: AtomicU64::new(0), salt };
+        // For the sweep: what it removes may have attributes beside it.
+        let sidecar = Sidecar::open(locked.as_fd(), Namespace::User, false)?;
+        let attributes = sidecar.map(Attributes::beside).unwrap_or_default();
+        let workdir = Self { locked, work, next: AtomicU64::new(0), salt, attributes };
         if notice.is_none() {
             workdir.sweep()?;
         }
@@ -109,7 +117,7 @@ impl Workdir {
 
     /// Takes that mark away: the mount ended cleanly.
     pub(crate) fn unmark_volatile(&self) {
-        if let Err(error) = remove_all(self.fd(), INCOMPAT) {
+        if let Err(error) = remove_all_with(self.fd(), INCOMPAT, &self.attributes) {
             tracing::warn!("the workdir stays marked volatile: {error}");
         }
     }
@@ -121,9 +129,20 @@ impl Workdir {
             Ok(true)
         })?;
         for name in names {
-            remove_all(self.fd(), &name)?;
+            remove_all_with(self.fd(), &name, &self.attributes)?;
         }
         Ok(())
+    }
+
+    /// Keeps another name of an object while its last one is taken away: what is kept of the object outside of its file
+    /// system then goes with the name that is here, also if a crash comes between. `None` where nothing is kept.
+    pub(crate) fn bury(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Temp<'_>>> {
+        if self.attributes.outside(dir, name)?.is_none() {
+            return Ok(None);
+        }
+        let temp = self.temp();
+        rustix::fs::linkat(dir, name, self.fd(), temp.name(), AtFlags::empty())?;
+        Ok(Some(temp))
     }
 }
 
@@ -157,7 +176,7 @@ impl Temp<'_> {
 impl Drop for Temp<'_> {
     fn drop(&mut self) {
         if let Some(name) = self.name.take() {
-            match remove_all(self.workdir.fd(), &name) {
+            match remove_all_with(self.workdir.fd(), &name, &self.workdir.attributes) {
                 Ok(()) => {}
                 // Swept at the next mount.
                 Err(error) => tracing::debug!(%error, "cannot remove a temporary object"),
@@ -202,6 +221,12 @@ fn lock(fd: BorrowedFd<'_>) -> bool {
 ///
 /// Works through the tree with a stack of open directories one level at a time, never by a path string.
 pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    remove_all_with(dir, name, &NATIVE)
+}
+
+/// As [`remove_all`], with what is kept of the objects in `attributes`.
+fn remove_all_with(dir: BorrowedFd<'_>, name: &[u8], attributes: &Attributes) -> Result<()> {
+    forget_attributes(dir, name, attributes)?;
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -219,9 +244,16 @@ pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         Ok(true)
     })?;
     for child in names {
-        remove_all(inner.as_fd(), &child)?;
+        remove_all_with(inner.as_fd(), &child, attributes)?;
     }
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Removes what is kept of an object outside of its file system, if this is its last name.
+fn forget_attributes(dir: BorrowedFd<'_>, name: &[u8], attributes: &Attributes) -> Result<()> {
+    let Some(key) = attributes.outside(dir, name)? else { return Ok(()) };
+    let stat = sys::stat_at(dir, name)?;
+    if stat.is_dir() || stat.nlink <= 1 { attributes.forget(&key) } else { Ok(()) }
 }
 
 /// Opens a directory to empty it; an ordinary user first needs the right to.

@@ -8,6 +8,10 @@ use rustix::fs::XattrFlags;
 
 use crate::error::Errno;
 
+/// Flag of [`set`]: the attribute must not exist.
+pub(crate) const CREATE: u32 = XattrFlags::CREATE.bits();
+/// Flag of [`set`]: the attribute must exist.
+pub(crate) const REPLACE: u32 = XattrFlags::REPLACE.bits();
 /// First guess at a value's length, in bytes: holds every value the union itself writes.
 const GUESS: usize = 256;
 

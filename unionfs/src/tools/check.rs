@@ -9,7 +9,7 @@ mod upper;
 mod work;
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -19,6 +19,7 @@ use crate::ondisk::Namespace;
 use crate::options::MountOptions;
 use crate::stack::LayerStack;
 use crate::stack::probe;
+use crate::stack::sidecar::SIDECAR;
 use crate::sys;
 
 /// What is done about faults.
@@ -89,6 +90,7 @@ pub fn check(options: &MountOptions, faults: Faults) -> Result<Vec<Finding>> {
     };
     let namespace = probe::namespace_without_upper(options.userxattr);
     let mut report = Report { faults, namespace, findings: Vec::new() };
+    refuse_sidecar(work_fd.as_fd())?;
     work::check(&mut report, work_fd.as_fd())?;
     let upper_fd = open_dir(upper)?;
     // The upper is looked at as the topmost of the layers that are only read.
@@ -166,6 +168,16 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
         .map_err(|e| Error::new(e).during("open the directory", path.as_os_str().as_encoded_bytes()))
+}
+
+/// Refuses a workdir that holds the attributes of its upper: the checks do not know them.
+fn refuse_sidecar(work: BorrowedFd<'_>) -> Result<()> {
+    if sys::stat_at(work, SIDECAR).is_err() {
+        return Ok(());
+    }
+    Err(Error::new(Errno::OPNOTSUPP)
+        .during("check an upper whose attributes are in the workdir, in", SIDECAR)
+        .hint("unionfs check knows only attributes that the file system holds"))
 }
 
 /// Refuses an upper that is mounted: by a server, which holds a lock on the workdir, or by kernel overlayfs. The lock is held

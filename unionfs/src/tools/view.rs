@@ -12,16 +12,15 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::error::{Errno, Error, Result};
 use crate::idmap::IdView;
 use crate::index;
-use crate::lookup::{self, Below, DirView, LowerPart};
+use crate::lookup::{self, DirView, LowerPart};
 use crate::merge;
 use crate::name::FileName;
 use crate::ondisk::origin;
 use crate::options::MountOptions;
 use crate::request::FileKind;
 use crate::stack::LayerStack;
-use crate::stack::lower::{LowerDir, LowerFile, LowerName};
+use crate::stack::lower::{LowerDir, LowerFile, LowerLayer, LowerName};
 use crate::stack::marks;
-use crate::stack::owners::Owners;
 use crate::sys::{self, Stat};
 use crate::xattr_ops;
 
@@ -123,7 +122,7 @@ impl View {
         }
         let Some(record) = self.record(dir, name)? else { return Ok(()) };
         let entry = origin::index_name(&record);
-        let mut stat = match self.upper_owners()?.stat_at(index.as_fd(), &entry) {
+        let mut stat = match self.upper()?.owners().stat_at(index.as_fd(), &entry) {
             Ok(stat) if !stat.is_whiteout() && !stat.is_dir() => stat,
             Ok(_) | Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
@@ -132,7 +131,8 @@ impl View {
         if own && (stat.dev, stat.ino) != object.identity() {
             return Ok(());
         }
-        let found = marks::read_file_marks(index.as_fd(), &entry, self.stack.namespace, self.stack.follow)?;
+        let (attributes, follow) = (self.upper()?.attributes(), self.stack.follow);
+        let found = marks::read_file_marks(attributes, index.as_fd(), &entry, self.stack.namespace, follow)?;
         let shown = i64::from(stat.nlink) + found.nlink.unwrap_or(-1);
         stat.nlink = u32::try_from(shown).unwrap_or(0);
         object.stat = stat;
@@ -144,9 +144,9 @@ impl View {
         Ok(())
     }
 
-    /// Returns where the upper, the topmost of the layers, keeps owners.
-    fn upper_owners(&self) -> Result<Owners> {
-        Ok(self.stack.lowers.first().ok_or(Error::new(Errno::IO))?.owners())
+    /// Returns the upper, the topmost of the layers.
+    fn upper(&self) -> Result<&LowerLayer> {
+        self.stack.lowers.first().ok_or(Error::new(Errno::IO))
     }
 
     /// Returns the record by which the index knows a file: on the upper the one it was copied up with, below its own.
@@ -154,8 +154,10 @@ impl View {
         if dir.layer > self.stack.top {
             return index::lower_record(&self.stack, dir, name);
         }
-        let fd = self.stack.lower(dir)?.dir_fd(&self.stack.fds, dir)?;
-        Ok(marks::read_file_marks(fd.as_fd(), name, self.stack.namespace, self.stack.follow)?.origin)
+        let layer = self.stack.lower(dir)?;
+        let fd = layer.dir_fd(&self.stack.fds, dir)?;
+        let (namespace, follow) = (self.stack.namespace, self.stack.follow);
+        Ok(marks::read_file_marks(layer.attributes(), fd.as_fd(), name, namespace, follow)?.origin)
     }
 
     /// Opens an object for its attributes.
@@ -164,7 +166,7 @@ impl View {
             return self.stack.lower(dir)?.pin_dir(&self.stack.fds, dir);
         }
         if let (Some(entry), Some(index)) = (&object.entry, &self.index) {
-            return Ok(LowerFile::held(sys::pin_at(index.as_fd(), entry)?, self.upper_owners()?));
+            return Ok(self.upper()?.beside(sys::pin_at(index.as_fd(), entry)?));
         }
         let place = object.place.as_ref().ok_or(Error::new(Errno::IO))?;
         self.stack.lower(&place.dir)?.pin(&self.stack.fds, &place.dir, place.name.as_bytes())
@@ -174,7 +176,7 @@ impl View {
     pub(crate) fn open_data(&self, object: &Object) -> Result<LowerFile> {
         if let (Some(entry), Some(index), None) = (&object.entry, &self.index, &object.data) {
             let fd = sys::open_at(index.as_fd(), entry, OFlags::RDONLY | OFlags::NONBLOCK, 0)?;
-            return Ok(LowerFile::held(fd, self.upper_owners()?));
+            return Ok(self.upper()?.beside(fd));
         }
         let place = object.data.as_ref().or(object.place.as_ref()).ok_or(Error::new(Errno::IO))?;
         self.stack.lower(&place.dir)?.open_data(&self.stack.fds, &place.dir, &place.name)
@@ -278,7 +280,7 @@ fn read_full(file: &LowerFile, buffer: &mut [u8], offset: u64) -> Result<usize> 
 
 /// Returns a directory to look names up in.
 pub(crate) fn dir_view(parts: &[Arc<LowerDir>]) -> DirView<'_> {
-    DirView { upper: None, lowers: parts, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown }
+    DirView::of_lowers(parts)
 }
 
 fn open_index(path: &std::path::Path) -> Result<Option<OwnedFd>> {

@@ -9,7 +9,7 @@ use crate::dir_cache::LowerNames;
 use crate::error::Result;
 use crate::inode::Inode;
 use crate::lookup::{self, Below};
-use crate::merge::{self, Listing};
+use crate::merge::{self, EmptyFiles, Listing};
 use crate::stack::lower::LowerDir;
 
 /// Names of lowers that are read at most for the sake of lookups.
@@ -30,7 +30,10 @@ impl Tree {
             None => self.read_lowers(dir, &hold.lowers, usize::MAX)?.unwrap_or_default(),
         };
         let listing = match &hold.upper {
-            Some(upper) => Arc::new(merge::list(&self.stack, upper.as_fd(), &lowers)?),
+            Some(upper) => {
+                let marked = !lowers.is_empty() && self.may_hold_xattr_whiteouts(dir)?;
+                Arc::new(merge::list(&self.stack, upper.as_fd(), EmptyFiles::of(marked), &lowers)?)
+            }
             None => lowers,
         };
         self.listings.put(dir.serial, version, &listing);

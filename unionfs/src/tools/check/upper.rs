@@ -13,6 +13,7 @@ use crate::ondisk::unfinished::UNFINISHED;
 use crate::ondisk::{self, NameClass, Namespace, origin};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
+use crate::stack::attributes::NATIVE;
 use crate::stack::lower::{LowerDir, LowerName};
 use crate::stack::marks;
 use crate::stack::probe::make_whiteout;
@@ -223,7 +224,7 @@ impl Walk<'_> {
     /// Returns whether a directory is opaque, and its parts.
     fn parts_of(&self, place: &Place<'_>, parts: &[Arc<LowerDir>]) -> Result<(bool, Option<Parts>)> {
         let pin = sys::pin_at(place.dir, place.name)?;
-        let opaque = marks::read_attrs(pin.as_fd(), self.stack.namespace, self.stack.follow)?.opaque;
+        let opaque = marks::read_attrs(&NATIVE, pin.as_fd(), self.stack.namespace, self.stack.follow)?.opaque;
         let found = lookup::find(self.stack, &view::dir_view(parts), place.name)?.map(|found| found.lower);
         Ok((opaque, Some(if let Some(LowerPart::Dirs(parts)) = found { parts } else { Vec::new() })))
     }
@@ -283,7 +284,7 @@ impl Walk<'_> {
         let (namespace, root) = (self.report.namespace, self.root);
         self.report.fault(&place.path, "was left unfinished by a killed server", how, || {
             let durability = Durability::of(root)?;
-            settle::settle(place.dir, place.name, (namespace, durability), whole, &lower)?;
+            settle::settle(place.dir, place.name, (&NATIVE, namespace, durability), whole, &lower)?;
             Ok(())
         });
         Ok(())
