@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
+use super::handler::Primer;
 use super::mount::{Busy, unmount};
 use super::session::Server;
 use super::{Counters, read_ahead, sys};
@@ -154,6 +155,8 @@ struct Watched {
     counters: Arc<Counters>,
     /// Where the mount is; unknown if somebody else has mounted.
     target: Option<PathBuf>,
+    /// What the kernel is to open first.
+    primer: Option<Arc<Primer>>,
     /// Whether the server has ended. Protected by itself.
     ended: Mutex<bool>,
     end: Condvar,
@@ -172,6 +175,7 @@ pub fn run(server: Server, union: Arc<Union>, target: Option<PathBuf>, leaver: L
         union,
         counters: server.counters(),
         target,
+        primer: server.primer(),
         ended: Mutex::new(false),
         end: Condvar::new(),
     });
@@ -193,12 +197,15 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 ///
 /// In a thread of its own: one that answers requests would wait for itself; and without the device, because a thread that
 /// waits for an answer cannot be killed, so that a killed server would never close it.
-fn ask(target: PathBuf) -> Result<()> {
+fn ask(target: PathBuf, primer: Option<Arc<Primer>>) -> Result<()> {
     let work = move || {
         sys::let_go_of_descriptors();
         rustix::fs::statfs(&target)?;
         if let Err(error) = read_ahead::raise(&target) {
             tracing::debug!("the kernel's read-ahead stays as it is: {error}");
+        }
+        if let Some(Err(error)) = primer.map(|primer| primer.prime(&target)) {
+            tracing::debug!("the first opening is left to others: {error}");
         }
         Ok(())
     };
@@ -211,7 +218,7 @@ fn ask(target: PathBuf) -> Result<()> {
 impl Watched {
     /// Makes a request and waits for its answer, then lets the caller go.
     fn report_usable(&self, leaver: Leaver) {
-        let answered = self.target.clone().map_or(Ok(()), ask);
+        let answered = self.target.clone().map_or(Ok(()), |target| ask(target, self.primer.clone()));
         let left = answered.and_then(|()| leaver.leave());
         if let Err(error) = left {
             tracing::error!("{error}");

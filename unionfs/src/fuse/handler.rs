@@ -4,6 +4,7 @@
 //! transport's buffer. It decides which errno a caller sees where the union is not asked, and lets no panic out.
 
 mod backing;
+mod prime;
 mod profile;
 mod snapshots;
 #[cfg(test)]
@@ -17,12 +18,13 @@ use std::sync::atomic::Ordering;
 
 pub use self::backing::Register;
 use self::backing::{Backings, Way, meant, told};
+pub use self::prime::Primer;
 pub use self::profile::{Config, Negotiation, Opens};
 use self::snapshots::{Sink, Snapshots};
 use super::Counters;
 use super::convert::{is_unexpected, may_lose_set_id};
 use super::wire::flags::{self, OpenReply, SetattrValid};
-use super::wire::reply::{self, DirWriter};
+use super::wire::reply::{self, DirWriter, Ttl, Ttls};
 use super::wire::{CopyIn, Header, Request, SetattrIn};
 use crate::error::{Errno, Result};
 use crate::request::{Caller, Fh, NodeId, Opened, RenameMode, SetAttr, SetTime, Timestamp};
@@ -52,6 +54,8 @@ pub struct Handler {
     snapshots: Snapshots,
     /// Files that the kernel reads and writes itself.
     backings: Option<Backings>,
+    /// What the kernel is to open first, where OPEN is not served.
+    primer: Option<Arc<Primer>>,
 }
 
 impl Handler {
@@ -63,12 +67,18 @@ impl Handler {
         register: impl Register + 'static,
     ) -> Self {
         let backings = config.passthrough.then(|| Backings::new(Box::new(register)));
-        Self { union, counters, config, snapshots: Snapshots::default(), backings }
+        let primer = (config.opens == Opens::Unserved).then(Arc::default);
+        Self { union, counters, config, snapshots: Snapshots::default(), backings, primer }
     }
 
     /// Returns what was negotiated.
     pub const fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Returns what makes the kernel ask for no opening any more; none where it is to ask.
+    pub fn primer(&self) -> Option<Arc<Primer>> {
+        self.primer.clone()
     }
 
     /// Flushes the union: no request comes any more.
@@ -193,6 +203,9 @@ impl Handler {
     }
 
     fn lookup(&self, parent: NodeId, name: &[u8], out: &mut [u8]) -> Result<Outcome> {
+        if let Some(entry) = self.primer.as_ref().and_then(|primer| primer.find(parent, name)) {
+            return fitted(reply::entry(out, &entry, &Ttls { entry: Ttl::ZERO, ..self.config.ttls }));
+        }
         match self.union.lookup(parent, name) {
             Ok(entry) => fitted(reply::entry(out, &entry, &self.config.ttls)),
             // An entry without a node is a negative one: the kernel remembers that there is nothing.

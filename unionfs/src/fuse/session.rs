@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use super::handler::Primer;
 use super::transport::{Connection, Ring};
 use super::{Counters, FuseAdapter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -67,6 +68,15 @@ impl Server {
     /// Returns the counters of requests, which stay readable while this serves.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Returns what makes the kernel ask for no opening of files any more, to be used once requests are answered; none where
+    /// it is to ask.
+    pub fn primer(&self) -> Option<Arc<Primer>> {
+        match &self.carrier {
+            Carrier::Own(connection) => connection.primer(),
+            Carrier::Fuser(_) => None,
+        }
     }
 
     /// Answers requests until the mount ends, then flushes the union.

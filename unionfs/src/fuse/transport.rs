@@ -22,7 +22,7 @@ use self::buffers::Buffers;
 use self::uring::Queues;
 use self::workers::Workers;
 use super::Counters;
-use super::handler::{Config, Handler, Negotiation};
+use super::handler::{Config, Handler, Negotiation, Primer};
 use super::wire::flags::InitFlags;
 use super::wire::{self, Header, InitIn, MAJOR, MINOR, Request};
 use crate::error::{Errno, Error, Result};
@@ -95,6 +95,11 @@ impl Connection {
             answer.flags
         );
         Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)) })
+    }
+
+    /// Returns what makes the kernel ask for no opening any more; none where it is to ask.
+    pub(super) fn primer(&self) -> Option<Arc<Primer>> {
+        self.handler.primer()
     }
 
     /// Answers requests until the mount ends, then flushes the union.
