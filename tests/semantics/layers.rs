@@ -118,6 +118,44 @@ fn what_was_an_upper_shows_the_same_as_a_lower() {
 }
 
 #[test]
+fn a_directory_below_one_that_a_layer_has_moved_can_be_moved_again() {
+    require!(Fuse, Union);
+    let redirect = format!("{}.overlay.redirect", overlay_namespace());
+    let moved = LayerTree::new().whiteout("a/x").dir("y").xattr("y", &redirect, "/a/x");
+    let bottom = LayerTree::new().file("a/x/sub/g", "1").file("a/x/other/h", "2").file("e/f", "3");
+    let mut union = Fixture::new(&[moved, bottom], "");
+    std::fs::rename(union.at("y/sub"), union.at("z")).unwrap();
+    std::fs::rename(union.at("y/other"), union.at("e/other")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(fs::read(union.at("z/g")).unwrap(), b"1");
+        assert_eq!(fs::read(union.at("e/other/h")).unwrap(), b"2");
+        assert_eq!(fs::read_dir(union.at("y")).unwrap().count(), 0);
+        union.mounted.remount();
+    }
+    // And again, from where it was moved to, with what holds it.
+    std::fs::rename(union.at("z"), union.at("y/back")).unwrap();
+    std::fs::rename(union.at("y"), union.at("a/x")).unwrap();
+    union.mounted.remount();
+    assert_eq!(fs::read(union.at("a/x/back/g")).unwrap(), b"1");
+}
+
+#[test]
+fn a_hard_link_without_data_in_a_middle_layer_shows_what_was_written_through_another_name() {
+    require!(Fuse, Union);
+    let metacopy = format!("{}.overlay.metacopy", overlay_namespace());
+    let middle = LayerTree::new().file("f", [0; 3]).xattr("f", &metacopy, "").hardlink("h", "f");
+    let bottom = LayerTree::new().file("f", "old").hardlink("h", "f");
+    let mut union = Fixture::new(&[middle, bottom], "");
+    fs::write(union.at("f"), "new").unwrap();
+    for first in ["h", "f"] {
+        // The upper has one of the names. The object is read as the name that is looked up first has it.
+        union.mounted.remount();
+        assert_eq!(fs::read(union.at(first)).unwrap(), b"new", "{first}");
+        assert_eq!(fs::read(union.at("h")).unwrap(), b"new");
+    }
+}
+
+#[test]
 fn a_layer_that_was_changed_after_its_catalog_was_made_is_seen_as_it_is() {
     require!(Fuse, Union);
     let scratch = scratch();

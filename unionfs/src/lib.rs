@@ -5,7 +5,7 @@
 //! hides all its names there, a **redirect** tells where a renamed directory goes on. **Copy-up** brings a lower
 //! object to the upper before it is changed.
 //!
-//! Lock order: the gate (each method of `Union` enters it once), an inode's `copy_up`, `names` of directories (two of them by number), `data`, then the inode table,
+//! Lock order: the gate (each method of `Union` enters it once), `moves` of the tree (while a directory is renamed), an inode's `copy_up`, `names` of directories (two of them by number), `data`, then the inode table,
 //! then `state`, then the caches. No table, cache or `state` lock is held across a system call; `copy_up`, `names`
 //! and `data` belong to one inode and are.
 //!

@@ -15,11 +15,12 @@ use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
 use crate::name::FileName;
-use crate::ondisk::REDIRECT_MAX;
+use crate::ondisk::{REDIRECT_MAX, Redirect};
 use crate::remove::{
     forget_name, has_upper_name, is_last_link, keep_count, new_whiteout, put_whiteout, still_there,
 };
 use crate::request::RenameMode;
+use crate::stack::marks;
 use crate::stack::probe::WhiteoutForm;
 use crate::stack::upper::UpperLayer;
 use crate::sys;
@@ -59,6 +60,8 @@ pub(crate) fn rename(tree: &Tree, from: End<'_>, to: End<'_>, mode: RenameMode) 
     if let (Some(target), RenameMode::Replace) = (&target, mode) {
         keep_count(tree, target)?;
     }
+    let moves_dir = source.inode.is_dir() || target.as_ref().is_some_and(|target| target.inode.is_dir());
+    let _move = moves_dir.then(|| tree.moves.lock());
     let _names = lock_parents(from.parent, to.parent);
     still_there(&source, from.parent, from.name)?;
     if let Some(target) = &target {
@@ -280,7 +283,7 @@ impl Rename<'_> {
     /// does not belong to it.
     fn mark_moved(&self, dir: &Arc<Inode>, to: End<'_>) -> Result<()> {
         let fd = self.tree.upper_fd(dir)?;
-        if let Some(value) = redirect_value(dir, to.parent)? {
+        if let Some(value) = redirect_value(self.tree, dir, to.parent)? {
             let namespace = self.upper.features.namespace.ok_or(Error::new(Errno::XDEV))?;
             let attributes = self.tree.stack.attributes();
             return attributes.set(fd.as_fd(), &namespace.name("redirect"), &value, 0);
@@ -323,20 +326,56 @@ impl Rename<'_> {
 ///
 /// # Errors
 /// EXDEV if the path is longer than kernel overlayfs follows.
-fn redirect_value(dir: &Inode, parent: &Inode) -> Result<Option<Vec<u8>>> {
-    let lowers = dir.lower_dirs();
-    let Some(top) = lowers.first() else { return Ok(None) };
-    let lower_parent = top.parent.as_ref().map(|lower| (lower.layer, lower.identity));
-    // A relative redirect is looked up in the lowers of the new parent: right if the first of them that holds the
-    // name is the one the directory came from.
-    let siblings = parent.lower_dirs();
-    let first = siblings.first().map(|lower| (lower.layer, lower.identity));
-    if first.is_some() && first == lower_parent {
-        return Ok(Some(top.name.clone()));
+fn redirect_value(tree: &Tree, dir: &Arc<Inode>, parent: &Arc<Inode>) -> Result<Option<Vec<u8>>> {
+    if dir.lower_dirs().is_empty() {
+        return Ok(None);
     }
-    let path = [b"/", top.path().as_slice()].concat();
+    let mut path = path_below(tree, dir)?;
+    // A relative redirect is looked up in the lowers of the new parent.
+    if !parent.lower_dirs().is_empty()
+        && let Some((name, above)) = path.split_last()
+        && path_below(tree, parent)? == above
+    {
+        return Ok(Some(name.clone()));
+    }
+    path.insert(0, Vec::new());
+    let path = path.join(&b'/');
     if path.len() > REDIRECT_MAX {
         return Err(Error::new(Errno::XDEV));
     }
     Ok(Some(path))
+}
+
+/// Returns the path of a directory with lowers in the merged tree of the lowers: where redirects are followed from. A
+/// layer may have moved what lies below it, so it is not the path on the layer that holds the directory.
+///
+/// Preconditions: no directory with lowers is being moved.
+fn path_below(tree: &Tree, dir: &Arc<Inode>) -> Result<Vec<Vec<u8>>> {
+    let namespace = tree.stack.upper()?.features.namespace;
+    let mut path = Vec::new();
+    let mut at = Arc::clone(dir);
+    while let Some(place) = at.place() {
+        let redirect = match namespace.filter(|_| at.on_upper()) {
+            None => None,
+            Some(namespace) => {
+                let fd = tree.upper_fd(&at)?;
+                match tree.stack.attributes().get(fd.as_fd(), &namespace.name("redirect")) {
+                    Ok(value) => Some(marks::parse_redirect(&value, tree.stack.follow)?),
+                    Err(error) if error.is(Errno::NODATA) => None,
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        match redirect {
+            Some(Redirect::Absolute(components)) => {
+                path.extend(components.into_iter().rev());
+                break;
+            }
+            Some(Redirect::Sibling(name)) => path.push(name),
+            None => path.push(place.name.as_bytes().to_vec()),
+        }
+        at = place.parent;
+    }
+    path.reverse();
+    Ok(path)
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
 use crate::dir_cache::DirCache;
@@ -59,6 +60,8 @@ pub(crate) struct Tree {
     pub uids: IdView,
     /// How groups are shown and stored.
     pub gids: IdView,
+    /// Held while a directory is moved: where it is on the lowers must not change while it is written down.
+    pub(crate) moves: Mutex<()>,
     /// Facts about this mount.
     pub policy: Policy,
 }
@@ -167,6 +170,7 @@ impl Tree {
             listings: DirCache::default(),
             files: Handles::default(),
             dirs: Handles::default(),
+            moves: Mutex::default(),
             index,
             unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
             idle: IdleFiles::new(stack::descriptor_budget()),
@@ -443,7 +447,11 @@ impl Tree {
         let identity = identity::identify(self, &name, &found)?;
         let Found { upper, lower, data, .. } = found;
         let mut stat = identity.stat;
-        let data = data.or(identity.data);
+        // A lower name that leads through the index: whether there is data below is for the object in the index to say.
+        let data = match identity.data {
+            None if upper.is_none() && identity.index.is_some() => None,
+            own => data.or(own),
+        };
         if let Some(data) = &data {
             stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
         }
