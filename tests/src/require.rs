@@ -27,6 +27,10 @@ pub enum Need {
     FuseOverlayfs,
     /// stress-ng is installed.
     StressNg,
+    /// podman, buildah, crun and mmdebstrap are installed.
+    Podman,
+    /// docker and its daemon are installed.
+    Docker,
 }
 
 impl Need {
@@ -58,14 +62,17 @@ impl Need {
                 let there = crate::suites::NAMES.iter().all(|name| crate::suites::program(name).exists());
                 (!there).then(|| "the suites are not installed: cargo xtask external-suites".into())
             }
-            Self::StressNg => {
-                (!quiet(&["stress-ng", "--version"])).then(|| "stress-ng is not installed".into())
-            }
-            Self::FuseOverlayfs => {
-                (!quiet(&["fuse-overlayfs", "--version"])).then(|| "fuse-overlayfs is not installed".into())
-            }
+            Self::FuseOverlayfs => not_installed(&["fuse-overlayfs"]),
+            Self::Podman => not_installed(&["podman", "buildah", "crun", "mmdebstrap"]),
+            Self::Docker => not_installed(&["docker", "dockerd", "mmdebstrap"]),
+            Self::StressNg => not_installed(&["stress-ng"]),
         }
     }
+}
+
+fn not_installed(programs: &[&str]) -> Option<String> {
+    let missing = programs.iter().find(|program| !quiet(&[program, "--version"]))?;
+    Some(format!("{missing} is not installed"))
 }
 
 fn quiet(command: &[&str]) -> bool {

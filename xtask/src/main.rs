@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask ci | tidy | external-suites | conformance | bench-report`, one file each.
+//! Project tasks: `cargo xtask ci | tidy | external-suites | conformance | engines | bench-report`, one file each.
 
 use std::process::ExitCode;
 
@@ -27,6 +27,8 @@ enum Task {
     ExternalSuites,
     /// Runs the external suites on plain, kernel overlayfs, the peers and ours; writes docs/conformance.md.
     Conformance(conformance::Arguments),
+    /// Runs podman, buildah and docker on the union: builds, runs, commits, saves, loads. Needs the engines.
+    Engines,
     /// Measures ours beside native, kernel overlayfs and fuse-overlayfs; writes benches/results/DATE.
     BenchReport(bench_report::Arguments),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::ExternalSuites => conformance::install(),
         Task::Conformance(arguments) => conformance::run(&arguments),
+        Task::Engines => ci::engines(),
         Task::BenchReport(arguments) => bench_report::run(&arguments),
     };
     match outcome {
