@@ -4,7 +4,9 @@
 //!
 //! A call is finished when it returned and, where it writes data, its fsync returned.
 
+mod disk;
 mod load;
+mod power;
 mod start;
 
 use std::time::Duration;

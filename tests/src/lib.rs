@@ -15,6 +15,7 @@
 //! | `E2E_SEED=N` | seed of a parity run |
 //! | `E2E_WITHOUT=CALL,CALL` | calls that a parity run leaves out, to look past a known difference |
 //! | `E2E_KILLS=N` | how often the crash tier kills the server |
+//! | `E2E_CUTS=N` | how often the crash tier cuts the power of a disk (root; needs mkfs.ext4, mkfs.xfs, losetup) |
 //! | `E2E_HISTORIES=N` | number of histories of the interop tier |
 //! | `E2E_PEERS=PROGRAM:PROGRAM` | the fuse-overlayfs programs of the interop tier, instead of those in PATH |
 //! | `E2E_FILES=N` | number of files of the limits tier |
