@@ -262,6 +262,45 @@ fn a_power_cut_on_xfs_leaves_every_file_old_or_new() {
 }
 
 #[test]
+fn a_large_file_that_the_disk_has_no_room_for_is_refused_at_its_first_write() {
+    require!(Fuse, Union, Root);
+    let scratch = scratch();
+    let laboratory = match Laboratory::new(scratch.path(), "ext4") {
+        Ok(laboratory) => laboratory,
+        Err(reason) => return e2e::require::skip("a_large_file_that_the_disk_has_no_room_for", &reason),
+    };
+    let old = e2e::random::data(1, 40 << 20);
+    let disk = &laboratory.disk.root;
+    let mut layers = Layers::below(scratch.path(), 1);
+    LayerTree::new().file("large", old.clone()).build(&layers.lowers[0]);
+    (layers.upper, layers.work) = (Some(disk.join("upper")), Some(disk.join("work")));
+    std::fs::create_dir(disk.join("upper")).unwrap();
+    std::fs::create_dir(disk.join("work")).unwrap();
+    layers.extra.push_str(",copyup=range:1000000");
+    let mut mounted = Mounted::new(layers);
+    let filler = disk.join("filler");
+    let free = rustix::fs::statvfs(disk).unwrap();
+    let room = free.f_bfree * free.f_frsize - (20 << 20);
+    let file = std::fs::File::create(&filler).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, room).unwrap();
+    let write = |root: &Path| {
+        let file = OpenOptions::new().write(true).open(root.join("large"))?;
+        file.write_all_at(b"new", 1 << 20)
+    };
+    let refused = write(mounted.root()).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    mounted.remount();
+    assert!(std::fs::read(mounted.root().join("large")).unwrap() == old);
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    write(mounted.root()).unwrap();
+    let mut new = old;
+    new[1 << 20..(1 << 20) + 3].copy_from_slice(b"new");
+    mounted.remount();
+    assert!(std::fs::read(mounted.root().join("large")).unwrap() == new);
+}
+
+#[test]
 fn a_killed_server_leaves_large_files_old_or_new() {
     require!(Fuse, Union);
     let scratch = scratch();

@@ -6,7 +6,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::copy_up::Need;
 use crate::error::{Errno, Result};
@@ -18,9 +18,12 @@ use crate::parts::Parts;
 use crate::stack::lower::LowerFile;
 use crate::stack::settle::{self, Durability};
 use crate::stack::upper::UpperLayer;
-use crate::sys;
+use crate::sys::{self, Stat};
 use crate::tree::Tree;
 use crate::upper_file;
+
+/// Bytes of a block as stat(2) counts them.
+const BLOCK: u64 = 512;
 
 /// Where the data of an object on the upper is.
 #[derive(Clone, Debug)]
@@ -56,9 +59,9 @@ impl DataCopy<'_> {
         let namespace = self.marks();
         let in_parts = self.tree.policy.parts_from.filter(|&size| stat.size >= size && !shared);
         if let (Some(namespace), Some(smallest)) = (namespace, in_parts)
-            && self.may_go_in_parts(&from)
+            && self.may_go_in_parts(&from, &stat)
+            && reserve(to, stat.size)?
         {
-            sys::retry(|| rustix::fs::ftruncate(to, stat.size))?;
             settle::mark(to, namespace, Extent::Ranges, self.upper.writer)?;
             return Ok(Whereabouts::InParts(Arc::new(Parts::new(from, &stat, smallest))));
         }
@@ -107,9 +110,26 @@ impl DataCopy<'_> {
     }
 
     /// Returns whether to copy only what is written to, at first. Writing takes set-id bits and capabilities away, which the
-    /// copying in the background must not.
-    fn may_go_in_parts(&self, from: &LowerFile) -> bool {
-        self.mode & (libc::S_ISUID | libc::S_ISGID) == 0 && from.xattr(capability::NAME).is_err()
+    /// copying in the background must not; a file with holes would lose them to the room that is reserved; and in memory
+    /// reserving takes as long as copying.
+    fn may_go_in_parts(&self, from: &LowerFile, stat: &Stat) -> bool {
+        self.mode & (libc::S_ISUID | libc::S_ISGID) == 0
+            && stat.blocks.saturating_mul(BLOCK) >= stat.size
+            && self.upper.durability != Durability::Memory
+            && from.xattr(capability::NAME).is_err()
+    }
+}
+
+/// Gives `to` its size and all the room that it will need: a write that was acknowledged must not be lost because the rest
+/// of the file did not fit. Returns false where the file system cannot reserve room.
+///
+/// # Errors
+/// ENOSPC and EDQUOT, as the copying of the whole file would give them.
+fn reserve(to: BorrowedFd<'_>, size: u64) -> Result<bool> {
+    match sys::retry(|| rustix::fs::fallocate(to, FallocateFlags::empty(), 0, size)) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
