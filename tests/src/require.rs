@@ -85,6 +85,16 @@ fn quiet(command: &[&str]) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
+/// Tells that `test` does not run because `need` is missing. In another role a test that needs root is not one that is left
+/// out: it ran as root.
+pub fn skip_lacking(need: Need, test: &str, reason: &str) {
+    if need == Need::Root && user::Role::current().is_some() {
+        say(&format!("SKIP {test}: {reason}"));
+    } else {
+        skip(test, reason);
+    }
+}
+
 /// Tells that `test` does not run, past the capture of the test harness; panics under `E2E_STRICT=1`.
 pub fn skip(test: &str, reason: &str) {
     let strict = std::env::var_os("E2E_STRICT").is_some_and(|value| value == "1");
@@ -104,7 +114,8 @@ macro_rules! require {
     ($($need:ident),+ $(,)?) => {
         $(if let Some(reason) = $crate::require::Need::$need.missing() {
             let name = std::thread::current().name().unwrap_or("test").to_owned();
-            $crate::require::skip(&format!("{}::{name}", env!("CARGO_CRATE_NAME")), &reason);
+            let test = format!("{}::{name}", env!("CARGO_CRATE_NAME"));
+            $crate::require::skip_lacking($crate::require::Need::$need, &test, &reason);
             return;
         })+
     };
