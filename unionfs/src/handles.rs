@@ -31,7 +31,18 @@ pub(crate) struct DirHandle {
     /// What is open.
     pub inode: Arc<Inode>,
     /// The names as they were when the listing was last begun: positions stay valid while the directory changes.
-    pub listing: Mutex<Option<Arc<Listing>>>,
+    pub listing: Mutex<Option<Snapshot>>,
+}
+
+/// The names of one directory at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    /// The names.
+    pub listing: Arc<Listing>,
+    /// The directory's version then: what the names are on holds while it is the same.
+    pub version: u64,
+    /// The directory's serial number.
+    pub serial: u64,
 }
 
 impl<T> Default for Handles<T> {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::create::{self, New};
 use crate::error::{Errno, Error, Result};
 use crate::gate::Gate;
-use crate::handles::DirHandle;
+use crate::handles::{DirHandle, Snapshot};
 use crate::inode::{Data, Inode};
 use crate::inode_table::Node;
 use crate::lookup::{DirView, Found};
@@ -335,9 +335,8 @@ impl Union {
     ) -> Result<()> {
         let tree = self.tree.enter();
         let handle = tree.dirs.get(fh)?;
-        let (listing, _) = listing_for(&tree, &handle, offset)?;
-        let devices = devices(&tree, &handle.inode)?;
-        each_entry(&tree, &handle.inode, &listing, offset, &devices, &mut |entry, _| sink(entry))
+        let snapshot = snapshot_for(&tree, &handle, offset)?;
+        give_names(&tree, &handle.inode, &snapshot, offset, &mut |name| sink(name))
     }
 
     /// As [`Self::readdir`], each entry looked up: `None` for `.`, `..` and names that cannot be. A lookup is counted
@@ -351,24 +350,41 @@ impl Union {
     ) -> Result<()> {
         let tree = self.tree.enter();
         let handle = tree.dirs.get(fh)?;
-        let (listing, version) = listing_for(&tree, &handle, offset)?;
-        let devices = devices(&tree, &handle.inode)?;
-        each_entry(&tree, &handle.inode, &listing, offset, &devices, &mut |name, listed| {
-            let Some(listed) = listed else { return sink(name, None) };
-            let (node, stat) = match look_up_listed(&tree, &handle.inode, &listed, version) {
-                Ok(found) => found,
-                // Gone since the listing was read.
-                Err(error) if error.is(Errno::NOENT) => return ControlFlow::Continue(()),
-                // Who asks for it alone is told why it cannot be had.
-                Err(_) => return sink(name, None),
-            };
-            let looked_up = entry_of(&tree, &node, &stat);
-            let flow = sink(DirEntry { ino: looked_up.attr.ino, ..name }, Some(looked_up));
-            if flow.is_break() {
-                tree.forget(node.id(), 1);
-            }
-            flow
-        })
+        let snapshot = snapshot_for(&tree, &handle, offset)?;
+        give_entries(&tree, &handle.inode, &snapshot, offset, sink)
+    }
+
+    /// Returns the names of a directory as they are now.
+    pub(crate) fn snapshot(&self, node: NodeId) -> Result<Snapshot> {
+        let tree = self.tree.enter();
+        let inode = tree.table.get(node)?;
+        if !inode.is_dir() {
+            return Err(Error::new(Errno::NOTDIR));
+        }
+        take_snapshot(&tree, &inode)
+    }
+
+    /// As [`Self::readdirplus`], or [`Self::readdir`] if not `plus`, of names that were taken before.
+    ///
+    /// # Errors
+    /// EBADF if the number of the node is another directory's by now.
+    pub(crate) fn read_snapshot(
+        &self,
+        node: NodeId,
+        snapshot: &Snapshot,
+        offset: u64,
+        plus: bool,
+        sink: &mut dyn FnMut(DirEntry<'_>, Option<Entry>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let tree = self.tree.enter();
+        let inode = tree.table.get(node)?;
+        if inode.serial != snapshot.serial {
+            return Err(Error::new(Errno::BADF));
+        }
+        if plus {
+            return give_entries(&tree, &inode, snapshot, offset, sink);
+        }
+        give_names(&tree, &inode, snapshot, offset, &mut |name| sink(name, None))
     }
 
     /// Closes a directory.
@@ -456,15 +472,57 @@ fn look_up(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
 }
 
 /// Returns the names for a read at `offset`: those that the handle holds, or at the beginning those of now.
-fn listing_for(tree: &Tree, handle: &DirHandle, offset: u64) -> Result<(Arc<Listing>, u64)> {
+fn snapshot_for(tree: &Tree, handle: &DirHandle, offset: u64) -> Result<Snapshot> {
     let mut held = handle.listing.lock();
-    let version = handle.inode.version.load(Ordering::Acquire);
-    if let (Some(listing), true) = (&*held, offset > 0) {
-        return Ok((Arc::clone(listing), version));
+    if let (Some(snapshot), true) = (&*held, offset > 0) {
+        return Ok(snapshot.clone());
     }
-    let listing = tree.listing(&handle.inode)?;
-    *held = Some(Arc::clone(&listing));
-    Ok((listing, version))
+    let snapshot = take_snapshot(tree, &handle.inode)?;
+    *held = Some(snapshot.clone());
+    Ok(snapshot)
+}
+
+fn take_snapshot(tree: &Tree, dir: &Inode) -> Result<Snapshot> {
+    // Before the names: what changes while they are read is looked up anew.
+    let version = dir.version.load(Ordering::Acquire);
+    Ok(Snapshot { listing: tree.listing(dir)?, version, serial: dir.serial })
+}
+
+fn give_names(
+    tree: &Tree,
+    dir: &Inode,
+    snapshot: &Snapshot,
+    offset: u64,
+    sink: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
+) -> Result<()> {
+    let devices = devices(tree, dir)?;
+    each_entry(tree, dir, &snapshot.listing, offset, &devices, &mut |entry, _| sink(entry))
+}
+
+fn give_entries(
+    tree: &Tree,
+    dir: &Arc<Inode>,
+    snapshot: &Snapshot,
+    offset: u64,
+    sink: &mut dyn FnMut(DirEntry<'_>, Option<Entry>) -> ControlFlow<()>,
+) -> Result<()> {
+    let devices = devices(tree, dir)?;
+    each_entry(tree, dir, &snapshot.listing, offset, &devices, &mut |name, listed| {
+        let Some(listed) = listed else { return sink(name, None) };
+        let (node, stat) = match look_up_listed(tree, dir, &listed, snapshot.version) {
+            Ok(found) => found,
+            // Gone since the listing was read.
+            Err(error) if error.is(Errno::NOENT) => return ControlFlow::Continue(()),
+            // Who asks for it alone is told why it cannot be had.
+            Err(_) => return sink(name, None),
+        };
+        let looked_up = entry_of(tree, &node, &stat);
+        let flow = sink(DirEntry { ino: looked_up.attr.ino, ..name }, Some(looked_up));
+        if flow.is_break() {
+            tree.forget(node.id(), 1);
+        }
+        flow
+    })
 }
 
 /// Returns the device of each part of a directory, by the layer's number.

@@ -83,7 +83,7 @@ impl Handler {
 
     /// Flushes the union: no request comes any more.
     pub fn finish(&self) {
-        self.snapshots.clear(&self.union);
+        self.snapshots.clear();
         self.union.destroy();
     }
 

@@ -2,22 +2,27 @@
 //!
 //! Where the kernel sends no OPENDIR, a listing is known by the positions in it only. So each position names the
 //! listing it belongs to: two readers of one directory, or a reader of a directory that changes, get every name that
-//! stays exactly once. The listings that were last used are kept; one that is gone is made anew, and reading goes on at
-//! the same place in it.
+//! stays exactly once. A listing stays after its end was read: the kernel keeps the names with their positions, and when
+//! it drops them, to have memory, while programs read them, it goes on here in the middle. Only a listing that had to
+//! make room is made anew, and reading goes on at the same place in it.
 
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use crate::error::{Errno, Result};
-use crate::request::{DirEntry, Entry, Fh, NodeId};
+use crate::handles::Snapshot;
+use crate::request::{DirEntry, Entry, NodeId};
 use crate::union::Union;
 
-/// Listings kept at most. There are twice as many numbers, so that a number comes back late.
-const KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63 - 1);
-/// Numbers of listings are from 1 to this.
+/// Listings kept at least of those whose end was not read.
+const KEPT: usize = 63;
+/// Names kept at most in all listings together, unless those are so few: about 20 MB.
+const NAMES: usize = 400_000;
+/// What a listing itself weighs, in names.
+const LISTING_WEIGHT: usize = 8;
+/// Numbers of the listings of a directory are from 1 to this.
 const LAST: u64 = 127;
 
 /// Positions have 24 bits and the listing's number 7, so that they fit what 32-bit programs can take.
@@ -49,23 +54,24 @@ impl Position {
 }
 
 /// The listings.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Snapshots(Mutex<Kept>);
+
+/// A directory and the number of a listing of it.
+type Key = (NodeId, u64);
 
 #[derive(Debug)]
 struct Kept {
-    by_number: LruCache<u64, (NodeId, Fh)>,
+    /// Those that are being read.
+    begun: LruCache<Key, Snapshot>,
+    /// Those whose end was read.
+    ended: LruCache<Key, Snapshot>,
+    weight: usize,
     last: u64,
 }
 
 /// What takes the names of a listing.
 pub(super) type Sink<'a> = dyn FnMut(DirEntry<'_>, Option<Entry>) -> ControlFlow<()> + 'a;
-
-impl Default for Snapshots {
-    fn default() -> Self {
-        Self(Mutex::new(Kept { by_number: LruCache::new(KEPT), last: 0 }))
-    }
-}
 
 impl Snapshots {
     /// Gives the names of `node` from `offset` on to `sink`, each with its entry if `plus`.
@@ -77,86 +83,117 @@ impl Snapshots {
         plus: bool,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
-        let mut position = Position::decode(offset);
-        let mut known = if offset == 0 { None } else { self.find(position.listing, node) };
-        loop {
-            let is_new = known.is_none();
-            let fh = match known {
-                Some(fh) => fh,
-                None => {
-                    let fh = union.opendir(node)?;
-                    position.listing = self.keep(union, node, fh);
-                    fh
-                }
-            };
-            match self.read_from(union, (node, fh), position, plus, sink) {
-                // Closed meanwhile, by another reader who made room.
-                Err(error) if error.is(Errno::BADF) && !is_new => known = None,
-                result => return result,
+        let position = Position::decode(offset);
+        let known = if offset == 0 { None } else { self.0.lock().resume((node, position.listing)) };
+        if let Some(snapshot) = known {
+            match read_from(union, (node, &snapshot), position, plus, sink) {
+                // Of a directory that had this number before.
+                Err(error) if error.is(Errno::BADF) => {}
+                given => return self.note(given, (node, position.listing)),
             }
         }
+        let snapshot = union.snapshot(node)?;
+        let listing = self.0.lock().begin(node, snapshot.clone());
+        let given = read_from(union, (node, &snapshot), Position { listing, ..position }, plus, sink);
+        self.note(given, (node, listing))
     }
 
-    fn read_from(
-        &self,
-        union: &Union,
-        (node, fh): (NodeId, Fh),
-        position: Position,
-        plus: bool,
-        sink: &mut Sink<'_>,
-    ) -> Result<()> {
-        let mut given = false;
-        let mut shown = |name: DirEntry<'_>, entry| {
-            given = true;
-            let next = Position { index: name.next_offset, ..position };
-            sink(DirEntry { next_offset: next.encode(), ..name }, entry)
-        };
-        if plus {
-            union.readdirplus(node, fh, position.index, &mut shown)?;
-        } else {
-            union.readdir(node, fh, position.index, &mut |name| shown(name, None))?;
-        }
-        if !given {
-            // The end was read: nobody goes on from here.
-            let ended = self.0.lock().by_number.pop(&position.listing);
-            if let Some((_, fh)) = ended {
-                union.releasedir(fh);
-            }
+    /// Notes that a listing ended if nothing was `given`.
+    fn note(&self, given: Result<bool>, key: Key) -> Result<()> {
+        if !given? {
+            self.0.lock().end(key);
         }
         Ok(())
     }
 
-    fn find(&self, listing: u64, node: NodeId) -> Option<Fh> {
-        let mut kept = self.0.lock();
-        kept.by_number.get(&listing).filter(|(of, _)| *of == node).map(|(_, fh)| *fh)
+    /// Drops all listings.
+    pub(super) fn clear(&self) {
+        *self.0.lock() = Kept::default();
+    }
+}
+
+/// Returns whether there was any name to give.
+fn read_from(
+    union: &Union,
+    (node, snapshot): (NodeId, &Snapshot),
+    position: Position,
+    plus: bool,
+    sink: &mut Sink<'_>,
+) -> Result<bool> {
+    let mut given = false;
+    union.read_snapshot(node, snapshot, position.index, plus, &mut |name, entry| {
+        given = true;
+        let next = Position { index: name.next_offset, ..position };
+        sink(DirEntry { next_offset: next.encode(), ..name }, entry)
+    })?;
+    Ok(given)
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { begun: LruCache::unbounded(), ended: LruCache::unbounded(), weight: 0, last: 0 }
+    }
+}
+
+impl Kept {
+    /// Returns a listing that is read on.
+    fn resume(&mut self, key: Key) -> Option<Snapshot> {
+        if let Some(ended) = self.ended.pop(&key) {
+            self.begun.put(key, ended);
+        }
+        self.begun.get(&key).cloned()
     }
 
-    /// Keeps a listing and returns its number.
-    fn keep(&self, union: &Union, node: NodeId, fh: Fh) -> u64 {
-        let mut kept = self.0.lock();
-        let free = (1..=LAST).map(|step| (kept.last + step) % LAST + 1);
-        // There are more numbers than listings kept.
-        let number = free.into_iter().find(|number| !kept.by_number.contains(number)).unwrap_or(LAST);
-        kept.last = number;
-        let displaced = kept.by_number.push(number, (node, fh));
-        drop(kept);
-        if let Some((_, (_, fh))) = displaced {
-            union.releasedir(fh);
+    /// Keeps a new listing and returns its number.
+    fn begin(&mut self, node: NodeId, snapshot: Snapshot) -> u64 {
+        let mut numbers = (1..=LAST).map(|step| (self.last + step) % LAST + 1);
+        let is_free =
+            |number: &u64| !self.begun.contains(&(node, *number)) && !self.ended.contains(&(node, *number));
+        // Where none is free, the one that was given first comes back.
+        let number = numbers.find(is_free).unwrap_or(self.last % LAST + 1);
+        self.last = number;
+        let key = (node, number);
+        if let Some(old) = self.ended.pop(&key) {
+            self.weight -= weight(&old);
         }
+        self.weight += weight(&snapshot);
+        if let Some(old) = self.begun.put(key, snapshot) {
+            self.weight -= weight(&old);
+        }
+        self.make_room();
         number
     }
 
-    /// Closes all listings.
-    pub(super) fn clear(&self, union: &Union) {
-        let mut kept = self.0.lock();
-        while let Some((_, (_, fh))) = kept.by_number.pop_lru() {
-            union.releasedir(fh);
+    fn end(&mut self, key: Key) {
+        if let Some(ended) = self.begun.pop(&key) {
+            self.ended.put(key, ended);
+            self.make_room();
+        }
+    }
+
+    /// Drops the listings that were not used for the longest time, first of those whose end was read.
+    fn make_room(&mut self) {
+        while self.weight > NAMES {
+            let ended = self.ended.pop_lru();
+            let dropped = match ended {
+                None if self.begun.len() > KEPT => self.begun.pop_lru(),
+                ended => ended,
+            };
+            let Some((_, snapshot)) = dropped else { break };
+            self.weight -= weight(&snapshot);
         }
     }
 }
 
+fn weight(snapshot: &Snapshot) -> usize {
+    snapshot.listing.len() + LISTING_WEIGHT
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -172,5 +209,39 @@ mod tests {
             }
         }
         assert_ne!(Position { listing: 1, index: 0 }.encode(), 0, "0 is the beginning");
+    }
+
+    #[test]
+    fn listings_that_ended_make_room_for_those_that_are_read() {
+        let snapshot = || Snapshot { listing: Arc::default(), version: 0, serial: 0 };
+        let mut kept = Kept::default();
+        let begun: Vec<Key> =
+            (0..100).map(|node| (NodeId(node), kept.begin(NodeId(node), snapshot()))).collect();
+        let most = NAMES / LISTING_WEIGHT;
+        for node in 100..most as u64 + 200 {
+            let number = kept.begin(NodeId(node), snapshot());
+            kept.end((NodeId(node), number));
+        }
+        assert_eq!((kept.weight, kept.begun.len() + kept.ended.len()), (most * LISTING_WEIGHT, most));
+        assert!(begun.iter().all(|key| kept.resume(*key).is_some()));
+        for node in 0..most as u64 + 200 {
+            kept.begin(NodeId(node), snapshot());
+        }
+        assert_eq!((kept.weight, kept.begun.len(), kept.ended.len()), (most * LISTING_WEIGHT, most, 0));
+    }
+
+    #[test]
+    fn a_directory_has_as_many_listings_as_there_are_numbers() {
+        let mut kept = Kept::default();
+        let mut begin = || {
+            let snapshot = Snapshot { listing: Arc::default(), version: 0, serial: 0 };
+            let number = kept.begin(NodeId::ROOT, snapshot);
+            (number, kept.weight)
+        };
+        let numbers: BTreeSet<u64> = (0..LAST).map(|_| begin().0).collect();
+        assert!(numbers.into_iter().eq(1..=LAST));
+        let (number, weight) = begin();
+        assert!((1..=LAST).contains(&number));
+        assert_eq!(weight as u64, LAST * LISTING_WEIGHT as u64);
     }
 }

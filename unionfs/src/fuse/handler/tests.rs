@@ -172,6 +172,57 @@ fn listings_without_handles_do_not_disturb_each_other() {
     handler.finish();
 }
 
+/// The kernel read a listing to its end and keeps it. When it drops that while a program removes what it reads, it asks
+/// for the rest by the positions it had, maybe long after and after many other listings.
+#[test]
+fn a_listing_that_was_read_to_its_end_goes_on_in_the_middle_of_a_changed_directory() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 1000, DataMode::Cached);
+    let mut out = [0; 4096];
+    let mut all = list(&handler, 0, 1 << 16);
+    while let Some((_, next)) = all.last() {
+        let part = list(&handler, *next, 1 << 16);
+        if part.is_empty() {
+            break;
+        }
+        all.extend(part);
+    }
+    assert_eq!(all.len(), 1002);
+    for (name, _) in &all[2..502] {
+        assert_eq!(ask(&handler, 1, &Request::Unlink { name: name.as_bytes() }, &mut out), Outcome::Reply(0));
+    }
+    for _ in 0..100 {
+        assert!(list(&handler, 0, 4096).len() > 2);
+    }
+    let mut rest = all[..502].to_vec();
+    while let Some((_, next)) = rest.last() {
+        let part = list(&handler, *next, 1 << 12);
+        if part.is_empty() {
+            break;
+        }
+        rest.extend(part);
+    }
+    assert_eq!(rest, all, "the same names at the same positions");
+    handler.finish();
+}
+
+/// Names that are read with their entries are what they are now, not what they were when the listing was begun.
+#[test]
+fn a_listing_that_is_read_on_does_not_bring_back_what_was_removed_since() {
+    let base = tempfile::tempdir().unwrap();
+    let handler = handler(base.path(), 10, DataMode::Cached);
+    let mut out = [0; 1 << 14];
+    let begun = list(&handler, 0, 100);
+    let (_, next) = begun.last().unwrap();
+    for number in 0..10 {
+        let name = format!("f{number}");
+        assert_eq!(ask(&handler, 1, &Request::Unlink { name: name.as_bytes() }, &mut out), Outcome::Reply(0));
+    }
+    let request = Request::Readdirplus { fh: Fh(0), offset: *next, size: 1 << 14 };
+    assert_eq!(ask(&handler, 1, &request, &mut out), Outcome::Reply(0));
+    handler.finish();
+}
+
 #[test]
 fn a_refused_backing_file_leaves_the_file_readable() {
     let base = tempfile::tempdir().unwrap();
