@@ -304,7 +304,9 @@ impl Target<'_> {
         let (node, stat) = entered.ok_or(Error::new(Errno::IO))?;
         let inode = self.tree.whole(node)?;
         if fresh_dir && stat.is_dir() {
-            inode.state.write().upper_whiteouts = no_whiteouts();
+            let mut state = inode.state.write();
+            state.upper_whiteouts = no_whiteouts();
+            state.made_here = true;
         }
         Ok((inode, stat))
     }
@@ -464,6 +466,7 @@ pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[
     }
     let to = tree.upper_fd(parent)?;
     let covered = covered(tree, parent, to.as_fd(), name)?;
+    parent.may_hold_marks();
     let pin = tree.pin_upper(node)?;
     let source = sys::proc_path(pin.as_fd());
     let link_to = |dir: BorrowedFd<'_>, name: &[u8]| {

@@ -79,6 +79,10 @@ pub(crate) struct State {
     pub xattr_whiteouts: u8,
     /// The upper part is marked as holding objects with an origin.
     pub impure: bool,
+    /// This process made the directory.
+    pub made_here: bool,
+    /// An object with a past was put into the upper part, or is about to be. Never taken back.
+    pub may_hold_marks: bool,
     /// Names of a lower object with several links that were removed while it was not yet copied up.
     pub lost_links: u32,
     /// All its names were removed.
@@ -215,6 +219,25 @@ impl Inode {
     /// Returns whether the object holds attributes only.
     pub(crate) fn is_metacopy(&self) -> bool {
         self.state.read().lower_data.is_some()
+    }
+
+    /// Returns whether nothing in the upper part of a directory has marks, so that none need be read.
+    pub(crate) fn is_unmarked(&self) -> bool {
+        let state = self.state.read();
+        state.made_here && !state.may_hold_marks && state.lower.dirs().is_empty()
+    }
+
+    /// Notes, before it is done, that an object with a past is put into a directory.
+    pub(crate) fn may_hold_marks(&self) {
+        self.state.write().may_hold_marks = true;
+    }
+
+    /// Returns a descriptor of the upper object, if one is open.
+    pub(crate) fn open_upper(&self) -> Option<Arc<OwnedFd>> {
+        match &*self.data.read_recursive() {
+            Some(Data::Upper(file)) => Some(Arc::clone(&file.fd)),
+            Some(Data::Lower(_)) | None => self.state.read().pinned.clone(),
+        }
     }
 
     /// Returns the present name.

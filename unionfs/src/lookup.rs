@@ -24,6 +24,8 @@ pub(crate) struct DirView<'a> {
     pub upper: Option<BorrowedFd<'a>>,
     /// Its parts on the lowers, topmost first.
     pub lowers: &'a [Arc<LowerDir>],
+    /// No object in its part on the upper has marks.
+    pub unmarked: bool,
     /// Tells whether the upper holds `.wh.NAME`; asked only if the directory has lowers.
     pub upper_hides: &'a dyn Fn(&[u8]) -> Result<bool>,
     /// Tells what is known of a name on the lowers without looking.
@@ -33,7 +35,7 @@ pub(crate) struct DirView<'a> {
 impl<'a> DirView<'a> {
     /// The lowers of a directory alone.
     pub(crate) fn of_lowers(lowers: &'a [Arc<LowerDir>]) -> Self {
-        Self { upper: None, lowers, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown }
+        Self { upper: None, lowers, unmarked: false, upper_hides: &|_| Ok(false), below: &|_| Below::Unknown }
     }
 }
 
@@ -133,6 +135,7 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
     if let Some(upper) = dir.upper {
         match stack.upper_owners().stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
+            Ok(stat) if dir.unmarked => return Ok(Some(Found::new(stat, Some(None)))),
             Ok(stat) if !stat.is_dir() => {
                 return upper_file(stack, (upper, name), dir.lowers, stat);
             }

@@ -34,8 +34,9 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let _names = parent.names.lock();
     still_there(&victim, parent, name)?;
     let dir = tree.upper_fd(parent)?;
-    let provided = tree.below_provides(parent, name)?;
-    let pin = if victim.inode.on_upper() { Some(tree.pin_upper(&victim.inode)?) } else { None };
+    let on_upper = victim.inode.on_upper();
+    let provided = !on_upper || tree.below_provides(parent, name)?;
+    let pin = if on_upper { Some(tree.pin_locked(&victim.inode, dir.as_fd(), name)?) } else { None };
     let named = pin.is_some() && has_upper_name(&tree.stack, &victim.inode, dir.as_fd(), name)?;
     let buried = if named { upper.workdir.bury(dir.as_fd(), name)? } else { None };
     match (provided, named) {
@@ -167,16 +168,25 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
     }
     // Nothing may appear in it while it is judged and removed.
     let _inner = victim.inode.names.lock();
+    let dir = tree.upper_fd(parent)?;
+    let on_upper = victim.inode.on_upper();
+    let provided = !on_upper || tree.below_provides(parent, name)?;
+    let pin = if on_upper { Some(tree.pin_upper(&victim.inode)?) } else { None };
+    let alone = !provided && victim.inode.lower_dirs().is_empty();
+    if alone && upper.workdir.attributes.outside(dir.as_fd(), name)?.is_none() {
+        // Only marks, which are not shown, can make the disk's judgement another than ours.
+        match rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            result => {
+                result?;
+                forget_name(tree, &victim.inode, parent, name, pin, true);
+                return Ok(());
+            }
+        }
+    }
     if !tree.listing(&victim.inode)?.is_empty() {
         return Err(Error::new(Errno::NOTEMPTY));
     }
-    let dir = tree.upper_fd(parent)?;
-    let provided = tree.below_provides(parent, name)?;
-    let pin = if victim.inode.on_upper() {
-        Some(Arc::new(sys::open_at(dir.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY, 0)?))
-    } else {
-        None
-    };
     match (provided, pin.is_some()) {
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
         (true, true) if upper.features.whiteouts != WhiteoutForm::DotWh => {

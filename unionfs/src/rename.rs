@@ -137,6 +137,9 @@ impl Rename<'_> {
     fn replace(&self, source: &Arc<Inode>, target: Option<&Peeked<'_>>) -> Result<()> {
         let (tree, from, to) = (self.tree, self.from, self.to);
         let leaves_whiteout = tree.below_provides(from.parent, from.name)?;
+        if !from.parent.is_unmarked() {
+            to.parent.may_hold_marks();
+        }
         if source.is_dir() {
             self.mark_moved(source, to)?;
         }
@@ -144,7 +147,7 @@ impl Rename<'_> {
         let mut pin = None;
         let mut named = false;
         if let Some(target) = target.filter(|target| target.inode.on_upper()) {
-            pin = Some(tree.pin_upper(&target.inode)?);
+            pin = Some(tree.pin_locked(&target.inode, self.to_fd.as_fd(), to.name)?);
             named = has_upper_name(&tree.stack, &target.inode, self.to_fd.as_fd(), to.name)?;
             if target.inode.is_dir() {
                 self.empty_target(&target.inode)?;
@@ -198,6 +201,7 @@ impl Rename<'_> {
                 self.tree.expect_xattr_whiteouts(self.from.parent, self.from_fd.as_fd())?;
             }
             // A directory cannot replace a whiteout; they change places, and it is then where the name was.
+            self.from.parent.may_hold_marks();
             self.rename_at(RenameFlags::EXCHANGE)?;
             if !leaves_whiteout {
                 rustix::fs::unlinkat(self.from_fd.as_fd(), from, AtFlags::empty())?;
@@ -260,6 +264,10 @@ impl Rename<'_> {
     fn exchange(&self, source: &Arc<Inode>, target: &Arc<Inode>) -> Result<()> {
         if !self.upper.features.exchange {
             return Err(Error::new(Errno::INVAL));
+        }
+        if !self.from.parent.is_unmarked() || !self.to.parent.is_unmarked() {
+            self.from.parent.may_hold_marks();
+            self.to.parent.may_hold_marks();
         }
         if source.is_dir() {
             self.mark_moved(source, self.to)?;

@@ -256,11 +256,8 @@ impl Tree {
 
     /// Opens a handle for attributes on an object's upper part.
     pub(crate) fn pin_upper(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
-            return Ok(Arc::clone(&file.fd));
-        }
-        if let Some(pinned) = &inode.state.read().pinned {
-            return Ok(Arc::clone(pinned));
+        if let Some(fd) = inode.open_upper() {
+            return Ok(fd);
         }
         if inode.is_dir() {
             return match self.upper_fd(inode)? {
@@ -274,6 +271,17 @@ impl Tree {
             Ok((fd, ino))
         })?;
         Ok(Arc::new(pinned))
+    }
+
+    /// As [`Self::pin_upper`], of an object whose directory `dir` has its names locked.
+    pub(crate) fn pin_locked(&self, inode: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Arc<OwnedFd>> {
+        if inode.is_dir() || inode.state.read().index.is_some() {
+            return self.pin_upper(inode);
+        }
+        match inode.open_upper() {
+            Some(fd) => Ok(fd),
+            None => Ok(Arc::new(sys::pin_at(dir, name)?)),
+        }
     }
 
     /// Opens a handle for attributes on an object's lower part: for a directory the topmost.
@@ -555,7 +563,8 @@ impl DirHold<'_> {
         let hides = |name: &[u8]| self.tree.upper_hides(self.dir, name);
         let upper = self.upper.as_ref().map(AsFd::as_fd);
         let below = |name: &[u8]| self.tree.known_below(self.dir, &self.lowers, name);
-        act(&DirView { upper, lowers: &self.lowers, upper_hides: &hides, below: &below })
+        let unmarked = self.dir.is_unmarked();
+        act(&DirView { upper, lowers: &self.lowers, unmarked, upper_hides: &hides, below: &below })
     }
 
     /// Finds a name.

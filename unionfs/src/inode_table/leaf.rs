@@ -134,6 +134,8 @@ impl Leaf {
             default_acl: _,
             xattr_whiteouts: _,
             impure: _,
+            made_here: _,
+            may_hold_marks: _,
             lost_links,
             unlinked,
         } = state.get_mut();
