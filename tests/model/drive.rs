@@ -36,6 +36,7 @@ pub enum Call {
     Forget,
     Compare,
     Reopen,
+    Rotate,
 }
 
 type Outcome = Result<(), String>;
@@ -147,6 +148,7 @@ impl Driver {
             }
             Call::Compare => self.compare(),
             Call::Reopen => self.reopen(),
+            Call::Rotate => self.rotate(),
         }
     }
 
@@ -439,6 +441,22 @@ impl Driver {
         self.compare()?;
         self.close()?;
         self.union = Some(Union::open(&self.options).map_err(|error| format!("{error}"))?);
+        self.compare()
+    }
+
+    /// Puts an empty upper on top. What is held and known stays so.
+    fn rotate(&mut self) -> Outcome {
+        let count = self.options.lowerdir.len();
+        let [upper, work] =
+            ["upper", "work"].map(|name| self.directory.path().join(format!("{name}{count}")));
+        std::fs::create_dir(&upper).unwrap();
+        std::fs::create_dir(&work).unwrap();
+        self.union().rotate(&upper, &work).map_err(|error| format!("rotate: {error}"))?;
+        let old = self.options.workdir.replace(work).unwrap();
+        let left = e2e::sides::leftovers(&old);
+        assert!(left.is_empty(), "left in the workdir before: {left:?}");
+        let old = self.options.upperdir.replace(upper).unwrap();
+        self.options.lowerdir.insert(0, old);
         self.compare()
     }
 

@@ -12,6 +12,8 @@ pub struct Flavour {
     pub two_users: bool,
     /// Steps between two remounts.
     pub remount_every: usize,
+    /// Steps between two rotations of the upper.
+    pub rotate_every: usize,
     /// Held handles and mappings, which some peers get wrong.
     pub handles: bool,
     /// Extended attributes and ACLs.
@@ -21,7 +23,13 @@ pub struct Flavour {
 impl Flavour {
     /// Everything that this process can do.
     pub fn full() -> Self {
-        Self { two_users: crate::user::is_real_root(), remount_every: 250, handles: true, xattrs: true }
+        Self {
+            two_users: crate::user::is_real_root(),
+            remount_every: 250,
+            rotate_every: usize::MAX,
+            handles: true,
+            xattrs: true,
+        }
     }
 }
 
@@ -84,6 +92,9 @@ impl Generator {
             let step = Step { op: Op::Remount, as_user: false };
             self.rehearsal.execute(&step);
             return step;
+        }
+        if self.made.is_multiple_of(self.flavour.rotate_every) {
+            return Step { op: Op::Rotate, as_user: false };
         }
         let op = match self.random.below(100) {
             0..30 => self.data_call(),

@@ -14,6 +14,7 @@
 //! | `E2E_OPS=N` | number of random operations of a parity run |
 //! | `E2E_SEED=N` | seed of a parity run |
 //! | `E2E_WITHOUT=CALL,CALL` | calls that a parity run leaves out, to look past a known difference |
+//! | `E2E_ROTATIONS=N` | rotations of the live tier under load |
 //! | `E2E_KILLS=N` | how often the crash tier kills the server |
 //! | `E2E_CUTS=N` | how often the crash tier cuts the power of a disk (root; needs mkfs.ext4, mkfs.xfs, losetup) |
 //! | `E2E_HISTORIES=N` | number of histories of the interop tier |

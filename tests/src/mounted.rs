@@ -192,6 +192,37 @@ impl Mounted {
         Ok(())
     }
 
+    /// Gives a command to the server; the answer, or what it complains of.
+    pub fn ctl(&self, words: &[&OsStr]) -> Result<String, String> {
+        let output =
+            Command::new(&self.program).arg("ctl").arg(&self.layers.target).args(words).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// Puts an empty upper on top, while everything goes on.
+    pub fn rotate(&mut self) {
+        let count = self.layers.lowers.len();
+        let fresh = |old: &Option<PathBuf>, name: &str| {
+            let path = old.as_ref().unwrap().with_file_name(format!("{name}{count}"));
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let (upper, work) = (fresh(&self.layers.upper, "upper"), fresh(&self.layers.work, "work"));
+        let words = [
+            OsStr::new("rotate"),
+            OsStr::new("--upper"),
+            upper.as_os_str(),
+            OsStr::new("--work"),
+            work.as_os_str(),
+        ];
+        self.ctl(&words).unwrap_or_else(|message| panic!("rotate: {message} {}", self.stderr()));
+        let old = self.layers.work.replace(work).unwrap();
+        let left = crate::sides::leftovers(&old);
+        assert!(left.is_empty(), "left in the workdir before: {left:?}");
+        self.layers.lowers.insert(0, self.layers.upper.replace(upper).unwrap());
+    }
+
     /// Unmounts and waits for the server to end.
     pub fn unmount(&mut self) {
         if self.server.is_none() {

@@ -122,6 +122,7 @@ pub enum Op {
     RemoveAll { path: Name },
     Compare,
     Remount,
+    Rotate,
 }
 
 /// A call and who makes it.

@@ -15,6 +15,8 @@ pub trait Side {
     fn root(&self) -> &Path;
     /// Unmounts and mounts again, if it is a mount.
     fn remount(&mut self);
+    /// Puts an empty upper on top while everything goes on, if it can.
+    fn rotate(&mut self) {}
     /// Returns whether a listing must give the inode numbers that stat gives.
     fn numbers_agree(&self) -> bool {
         true
@@ -106,6 +108,11 @@ pub fn run(pair: &mut Pair, steps: &[Step], tolerance: Tolerance) -> Result<usiz
                 pair.ours.remount();
                 pair.oracle.remount();
                 compare(pair).map_err(|text| fail(format!("after the remount: {text}")))?;
+            }
+            Op::Rotate => {
+                pair.ours.rotate();
+                pair.oracle.rotate();
+                compare(pair).map_err(|text| fail(format!("after the rotation: {text}")))?;
             }
             _ => {
                 let mut left = ours.execute(step);

@@ -69,6 +69,13 @@ impl Side for Union {
         }
     }
 
+    fn rotate(&mut self) {
+        if let Mount::Program(mounted) = &mut self.mount {
+            mounted.rotate();
+            self.layers.work.clone_from(&mounted.layers().work);
+        }
+    }
+
     fn numbers_agree(&self) -> bool {
         // Kernel overlayfs does not mark a directory impure when link(2) puts a copied-up file there.
         matches!(self.mount, Mount::Program(_))

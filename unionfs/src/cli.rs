@@ -8,6 +8,7 @@
 //! mount(8) puts the mount point next, and the layers after it.
 
 mod catalog;
+mod ctl;
 mod tools;
 
 use std::ffi::OsString;
@@ -46,7 +47,7 @@ Mounts the union of directories: U on top, which takes all changes, then A, then
   -h, --help             show this text
   -V, --version          show the version
 
-Commands that mount nothing, each with --help: diff, apply, check, merge, catalog.
+Commands, each with --help: ctl (ask or change a live mount); diff, apply, check, merge, catalog (mount nothing).
 
 Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the process with SIGTERM.
 ";
@@ -55,10 +56,11 @@ Unmount with `umount MOUNTPOINT` or `fusermount3 -u MOUNTPOINT`, or end the proc
 type Run = fn(&[OsString]) -> Result<ExitCode, Failure>;
 
 /// The commands beside mounting.
-const COMMANDS: [(&str, Run); 5] = [
+const COMMANDS: [(&str, Run); 6] = [
     ("apply", tools::apply),
     ("catalog", catalog::run),
     ("check", tools::check),
+    ("ctl", ctl::run),
     ("diff", tools::diff),
     ("merge", tools::merge),
 ];
@@ -232,7 +234,7 @@ fn serve(
     }
     let served = rustix::process::chdir("/").map_err(Failure::from).and_then(|()| {
         let server = Server::connect(Arc::clone(&union), device, &options)?;
-        Ok(daemon::run(server, union, target.clone(), leaver)?)
+        Ok(daemon::run(server, union, target.clone(), runtime_directory(), leaver)?)
     });
     if served.is_err() {
         // Nobody will answer any more: a mount left behind would be a trap.
@@ -241,6 +243,11 @@ fn serve(
         }
     }
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Returns the directory for sockets and the like of this user's session.
+fn runtime_directory() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// Where the mount comes to be.

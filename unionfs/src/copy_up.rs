@@ -8,12 +8,15 @@ mod data;
 mod fill;
 mod metadata;
 
+pub(crate) use metadata::copy_all as copy_metadata;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 
 use crate::copy_up::data::{DataCopy, Whereabouts};
+use crate::counts::add;
 use crate::error::{Errno, Error, Result};
 use crate::index;
 use crate::inode::{Data, Indexed, Inode, Lower, Place, State, UpperFile};
@@ -122,7 +125,11 @@ impl CopyUp<'_> {
         let source = self.tree.pin_lower(self.inode)?;
         let stat = source.stat()?;
         let built = self.build(&source, &stat)?;
-        self.publish(built, &stat)
+        let bytes = if self.need == Need::Data && stat.kind() == FileKind::Regular { stat.size } else { 0 };
+        self.publish(built, &stat)?;
+        add(&self.tree.counts.copied_up, 1);
+        add(&self.tree.counts.copied_bytes, bytes);
+        Ok(())
     }
 
     fn build(&self, source: &LowerFile, stat: &Stat) -> Result<Built<'_>> {
@@ -349,7 +356,7 @@ fn leave_lower(state: &mut State, at: &Whereabouts) {
 }
 
 /// Sets the access and modification times of an open object, also of one opened for attributes only.
-fn set_times(fd: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
+pub(crate) fn set_times(fd: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
     let time = |t: crate::request::Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
     let times = Timestamps { last_access: time(stat.atime), last_modification: time(stat.mtime) };
     Ok(sys::set_times(fd, &times)?)

@@ -6,7 +6,9 @@
 //! fuser knows one number where the protocol has two: the node number of an answer is its `attr.ino`. So the shown
 //! inode number is the node number here; the union makes the two equal wherever it can.
 
+pub mod control;
 pub mod convert;
+mod counters;
 pub mod daemon;
 pub mod handler;
 pub mod mount;
@@ -20,7 +22,6 @@ pub mod wire;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -29,6 +30,7 @@ use fuser::{
 };
 
 use self::convert::file_attr;
+pub use self::counters::{Counted, Counters};
 use crate::error::{Errno, Result};
 use crate::options::MountOptions;
 use crate::request::{Attr, Entry, NodeId, Opened};
@@ -61,20 +63,6 @@ const CAPABILITIES: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
 /// What the kernel may remember because nothing changes behind its back; left out when `timeout=0`.
 const CACHING_CAPABILITIES: InitFlags =
     InitFlags::FUSE_CACHE_SYMLINKS.union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
-
-/// How many requests were answered, and how many of them with an unexpected error.
-#[derive(Debug, Default)]
-pub struct Counters {
-    requests: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Counters {
-    /// Returns the number of requests, and of unexpected failures among them.
-    pub fn read(&self) -> (u64, u64) {
-        (self.requests.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
-    }
-}
 
 /// Translates between fuser and [`Union`].
 #[derive(Debug)]
@@ -122,8 +110,10 @@ impl FuseAdapter {
         work: impl FnOnce(&Union) -> Result<T>,
     ) -> std::result::Result<T, fuser::Errno> {
         let _span = tracing::debug_span!("request", op, ino = ino.0).entered();
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let error = match catch_unwind(AssertUnwindSafe(|| work(&self.union))) {
+        let timed = self.counters.begin(wire::Opcode::named(op).map_or(0, wire::Opcode::number));
+        let answer = catch_unwind(AssertUnwindSafe(|| work(&self.union)));
+        self.counters.end(timed);
+        let error = match answer {
             Ok(Ok(answer)) => {
                 tracing::debug!("done");
                 return Ok(answer);
@@ -135,7 +125,7 @@ impl FuseAdapter {
             }
         };
         if convert::is_unexpected(error.errno()) {
-            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            self.counters.fail();
             tracing::error!("{op} of node {}: {error}", ino.0);
         } else {
             tracing::debug!("{error}");

@@ -81,7 +81,6 @@ impl<T> Gate<T> {
 
     /// Waits until everybody has left, then lets `act` look at the value while nobody else does. The value that it
     /// returns first, if any, takes the place of the old one.
-    #[cfg_attr(not(test), expect(dead_code, reason = "its users, rotation and reload, are on their way"))]
     pub(crate) fn exchange<R>(&self, act: impl FnOnce(&T) -> (Option<T>, R)) -> R {
         let _one = self.exchange.lock();
         let mut first = self.first.0.write();

@@ -68,6 +68,11 @@ impl<T> Handles<T> {
         self.open.lock().get(&fh.0).map(Arc::clone).ok_or(Error::new(Errno::BADF))
     }
 
+    /// Returns how many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.open.lock().len()
+    }
+
     /// Takes a handle out.
     pub(crate) fn remove(&self, fh: Fh) -> Option<Arc<T>> {
         self.open.lock().remove(&fh.0)

@@ -8,7 +8,7 @@ use crate::index;
 use crate::inode::{Indexed, Inode};
 use crate::inode_table::ObjectKey;
 use crate::lookup::{Found, LowerPart};
-use crate::merge::{self, ListedName};
+use crate::merge::ListedName;
 use crate::name::FileName;
 use crate::ondisk::origin;
 use crate::request::FileKind;
@@ -43,18 +43,31 @@ pub(crate) fn identify(tree: &Tree, name: &FileName, found: &Found) -> Result<Id
     let plain = |key, ino| Identity { key, ino, stat, index: None, data: None };
     match (&found.upper, &found.lower) {
         (Some(_), LowerPart::Dirs(dirs)) => {
-            let ino = dirs.first().map_or(own, |dir| tree.stack.shown_ino(dir.identity.0, dir.identity.1));
-            Ok(plain(ObjectKey::new(upper, device, stat.ino), ino))
+            Ok(plain(ObjectKey::new(upper, device, stat.ino), dirs_ino(tree, dirs).unwrap_or(own)))
         }
         (Some(_), _) => Ok(upper_file(tree, found, plain(ObjectKey::new(upper, device, stat.ino), own))),
-        (None, LowerPart::File(dir)) if stat.nlink > 1 => linked_lower_file(tree, dir, name, plain),
-        (None, LowerPart::File(dir)) => Ok(plain(ObjectKey::new(dir.layer, device, stat.ino), own)),
+        (None, LowerPart::File(dir)) => {
+            let ino = found.marks.ino.unwrap_or(own);
+            if stat.nlink > 1 {
+                return linked_lower_file(tree, dir, name, |key| plain(key, ino));
+            }
+            Ok(plain(ObjectKey::new(dir.layer, device, stat.ino), ino))
+        }
         (None, LowerPart::Dirs(dirs)) => {
             let layer = dirs.first().map_or(tree.stack.top, |dir| dir.layer);
-            Ok(plain(ObjectKey::new(layer, device, stat.ino), own))
+            let ino = dirs_ino(tree, dirs).unwrap_or(own);
+            Ok(plain(ObjectKey::new(layer, device, stat.ino), ino))
         }
         (None, LowerPart::None) => Ok(plain(ObjectKey::new(upper, device, stat.ino), own)),
     }
+}
+
+/// Returns the number that a directory with these lower parts shows: that of the topmost, so that copy-up does not change
+/// it; of those that were uppers once, so that a rotation does not, it is the lowest.
+fn dirs_ino(tree: &Tree, dirs: &[Arc<LowerDir>]) -> Option<u64> {
+    let was_upper = |dir: &Arc<LowerDir>| tree.stack.lower(dir).is_ok_and(|layer| layer.was_upper);
+    let dir = dirs.iter().find(|dir| !was_upper(dir)).or_else(|| dirs.last())?;
+    Some(tree.stack.shown_ino(dir.identity.0, dir.identity.1))
 }
 
 fn upper_file(tree: &Tree, found: &Found, mut identity: Identity) -> Identity {
@@ -77,20 +90,19 @@ fn linked_lower_file(
     tree: &Tree,
     dir: &Arc<LowerDir>,
     name: &FileName,
-    plain: impl Fn(ObjectKey, u64) -> Identity,
+    plain: impl Fn(ObjectKey) -> Identity,
 ) -> Result<Identity> {
     let by_name = ObjectKey::lower_name(dir.id, name.as_bytes());
-    let lower = plain(by_name, 0).stat;
-    let ino = tree.stack.shown_ino(lower.dev, lower.ino);
-    let Some(index) = &tree.index else { return Ok(plain(by_name, ino)) };
+    let Identity { stat: lower, ino, .. } = plain(by_name);
+    let Some(index) = &tree.index else { return Ok(plain(by_name)) };
     let key = ObjectKey::new(dir.layer, tree.stack.device_index(lower.dev), lower.ino);
     if tree.table.shown_ino(key).is_some() {
-        return Ok(plain(key, ino));
+        return Ok(plain(key));
     }
     let Some(record) = index::lower_record(&tree.stack, dir, name.as_bytes())? else {
-        return Ok(plain(by_name, ino));
+        return Ok(plain(by_name));
     };
-    let Some(mut stat) = index.find(&record)? else { return Ok(plain(key, ino)) };
+    let Some(mut stat) = index.find(&record)? else { return Ok(plain(key)) };
     let entry = origin::index_name(&record);
     let difference = index.nlink_difference(tree.stack.attributes(), &entry);
     stat.nlink = u32::try_from(i64::from(stat.nlink) + difference).unwrap_or(0);
@@ -106,25 +118,34 @@ fn linked_lower_file(
 /// Returns the inode number that stat shows for a listed name.
 pub(crate) fn listed_ino(tree: &Tree, parent: &Inode, device: u64, entry: &ListedName<'_>) -> u64 {
     let own = tree.stack.shown_ino(device, entry.ino);
-    if entry.layer != merge::listed(tree.stack.upper_number()) {
+    let number = usize::from(entry.layer);
+    if number != tree.stack.upper_number() && !tree.stack.was_upper(number) {
         return own;
     }
-    let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(device), entry.ino);
+    let key = ObjectKey::new(number, tree.stack.device_index(device), entry.ino);
     if let Some(ino) = tree.table.shown_ino(key) {
         return ino;
     }
     stored_ino(tree, parent, entry).unwrap_or(own)
 }
 
-/// Reads the number of an upper object that is not known yet, where its directory says that it may have another.
+/// Reads the number of an object that is not known yet and is, or was, on an upper, where its directory says that it may
+/// have another.
 fn stored_ino(tree: &Tree, parent: &Inode, entry: &ListedName<'_>) -> Option<u64> {
-    if !tree.is_impure(parent) {
+    let number = usize::from(entry.layer);
+    let on_upper = number == tree.stack.upper_number();
+    if on_upper && !tree.is_impure(parent) {
         return None;
     }
     if entry.kind == FileKind::Directory {
         let found = tree.hold(parent).ok()?.find(entry.name).ok()??;
         let name = FileName::new(entry.name).ok()?;
         return identify(tree, &name, &found).ok().map(|identity| identity.ino);
+    }
+    if !on_upper {
+        let dir = parent.lower_dirs().iter().find(|dir| dir.layer == number).map(Arc::clone)?;
+        let (stack, layer) = (&tree.stack, tree.stack.lower(&dir).ok()?);
+        return layer.kept_ino(&stack.fds, &dir, entry.name, stack.namespace);
     }
     let value = tree.stack.attributes().get_at(
         tree.upper_fd(parent).ok()?.as_fd(),

@@ -46,6 +46,11 @@ impl IdleFiles {
         }
     }
 
+    /// Returns how many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+
     /// Lets go of a node that the kernel forgot.
     pub(crate) fn forget(&self, serial: u64) {
         let forgotten = self.0.lock().pop(&serial);

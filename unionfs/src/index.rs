@@ -12,6 +12,7 @@ use crate::ondisk::{Namespace, origin};
 use crate::stack::LayerStack;
 use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerDir;
+use crate::stack::marks;
 use crate::stack::owners::Owners;
 use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
@@ -67,6 +68,19 @@ impl Index {
         origin::parse_nlink(&value).unwrap_or(-1)
     }
 
+    /// Returns whether names of an entry may be missing on the upper: more links are shown than its inode has there.
+    ///
+    /// # Errors
+    /// EACCES if that cannot be read.
+    pub(crate) fn may_miss_names(&self, attributes: &Attributes, entry: &[u8]) -> Result<bool> {
+        match attributes.get_at(self.fd(), entry, &self.namespace.name("nlink")) {
+            // Only the link in the index itself is not shown.
+            Ok(value) => Ok(origin::parse_nlink(&value).is_none_or(|difference| difference > -1)),
+            Err(error) if error.is(Errno::NODATA) => Ok(false),
+            Err(error) => Err(error.during("read the number of links of the index entry", entry)),
+        }
+    }
+
     /// Stores that difference.
     pub(crate) fn set_nlink_difference(
         &self,
@@ -74,9 +88,13 @@ impl Index {
         entry: &[u8],
         difference: i64,
     ) -> Result<()> {
-        let pin = sys::pin_at(self.fd(), entry)?;
         let (name, value) = (self.namespace.name("nlink"), origin::nlink_value(difference));
-        match attributes.set(pin.as_fd(), &name, &value, 0) {
+        self.change_mark(entry, &|pin| attributes.set(pin, &name, &value, 0))
+    }
+
+    fn change_mark(&self, entry: &[u8], change: &dyn Fn(BorrowedFd<'_>) -> Result<()>) -> Result<()> {
+        let pin = sys::pin_at(self.fd(), entry)?;
+        match change(pin.as_fd()) {
             Err(error) if error.is(Errno::ACCESS) => {}
             result => return result,
         }
@@ -86,9 +104,39 @@ impl Index {
         let chmod =
             |mode| rustix::fs::chmodat(CWD, path.as_str(), Mode::from_raw_mode(mode), AtFlags::empty());
         chmod(mode | 0o200)?;
-        let set = attributes.set(pin.as_fd(), &name, &value, 0);
+        let changed = change(pin.as_fd());
         chmod(mode)?;
-        set
+        changed
+    }
+
+    /// Returns the names of all entries that stand for files.
+    pub(crate) fn entries(&self) -> Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        sys::dirents::for_each_name(self.fd(), |entry| {
+            names.push(entry.name.to_vec());
+            Ok(true)
+        })?;
+        names.retain(|name| {
+            sys::stat_at(self.fd(), name).is_ok_and(|stat| !stat.is_whiteout() && !stat.is_dir())
+        });
+        Ok(names)
+    }
+
+    /// Returns the inode number that an entry is shown with, if it says so.
+    pub(crate) fn shown_ino(&self, entry: &[u8]) -> Option<u64> {
+        let value = sys::xattr::get_at(self.fd(), entry, &self.namespace.name(marks::INO)).ok()?;
+        std::str::from_utf8(&value).ok()?.parse().ok()
+    }
+
+    /// Takes an inode that has all its names on the upper out of the index. The links that are shown are then those that
+    /// it has.
+    pub(crate) fn leave(&self, workdir: &Workdir, entry: &[u8]) -> Result<()> {
+        // Counted as a difference of -1 as long as the entry is there.
+        self.change_mark(entry, &|pin| match sys::xattr::remove(pin, &self.namespace.name("nlink")) {
+            Err(Errno::NODATA) => Ok(()),
+            result => Ok(result?),
+        })?;
+        self.remove(workdir, entry)
     }
 
     /// Links an entry's inode to `name` in `dir`.

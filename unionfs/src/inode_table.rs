@@ -322,6 +322,19 @@ impl InodeTable {
         Some(maps.whole.find(mix(id.0), |inode| inode.id == id).map_or(id.0, |inode| inode.ino))
     }
 
+    /// Returns all nodes but leaves, which follow from their place.
+    pub(crate) fn whole(&self) -> Vec<Arc<Inode>> {
+        self.maps.lock().whole.iter().map(Arc::clone).collect()
+    }
+
+    /// Gives a node another key, if it has one.
+    pub(crate) fn change_key(&self, inode: &Arc<Inode>, key: ObjectKey) {
+        let mut maps = self.maps.lock();
+        if inode.key.get().is_some() {
+            maps.set_key(inode, key);
+        }
+    }
+
     /// Returns how many nodes there are.
     pub(crate) fn count(&self) -> usize {
         let maps = self.maps.lock();

@@ -14,7 +14,7 @@
 //! - 15 `cli`
 //! - 14 `fuse`, `tools`
 //! - 13 `union`
-//! - 12 `rename`
+//! - 12 `rename`, `rotate`
 //! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `inode_flags`, `xattr_ops`
 //! - 10 `copy_up`, `links`
 //! - 9 `upper_file` (knows `verity`), `verity` (knows `upper_file`)
@@ -25,12 +25,13 @@
 //! - 4 `stack`
 //! - 3 `options`, `ondisk`
 //! - 2 `idmap`, `sys`
-//! - 1 `gate`, `name`, `request`
+//! - 1 `counts`, `gate`, `name`, `request`
 //! - 0 `error`
 
 mod attr;
 pub mod cli;
 mod copy_up;
+pub mod counts;
 mod create;
 mod dir_cache;
 pub mod error;
@@ -55,6 +56,7 @@ mod parts;
 mod remove;
 mod rename;
 pub mod request;
+mod rotate;
 mod stack;
 mod sys;
 pub mod tools;

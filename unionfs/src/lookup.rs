@@ -84,7 +84,7 @@ pub(crate) struct Found {
     pub lower: LowerPart,
     /// The lower file that holds the data, if the object itself holds only attributes.
     pub data: Option<LowerName>,
-    /// What an upper object that is no directory says of its origin.
+    /// What an object that is no directory and is, or was, on an upper says of its origin.
     pub marks: FileMarks,
 }
 
@@ -259,8 +259,11 @@ fn find_below(
             Probe::Object(stat, ..) if !stat.is_dir() => {
                 if let (None, Some(parent)) = (&found, parent) {
                     let (data, stat) = lower_data(stack, lowers, &parent, &target, stat)?;
-                    let lower = LowerPart::File(parent);
-                    return Ok(Some(Found { lower, data, ..Found::new(stat, None) }));
+                    let mut found = Found { data, ..Found::new(stat, None) };
+                    let (layer, name) = (stack.lower(&parent)?, target.name());
+                    found.marks.ino = layer.kept_ino(&stack.fds, &parent, name, stack.namespace);
+                    found.lower = LowerPart::File(parent);
+                    return Ok(Some(found));
                 }
                 break;
             }

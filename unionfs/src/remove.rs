@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, OFlags, RenameFlags};
 
 use crate::copy_up::{self, Need};
+use crate::counts::add;
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
 use crate::links;
@@ -120,6 +121,7 @@ pub(crate) fn new_whiteout<'a>(
     parent: &Inode,
     dir: BorrowedFd<'_>,
 ) -> Result<Temp<'a>> {
+    add(&tree.counts.whiteouts, 1);
     let temp = upper.workdir.temp();
     match upper.features.whiteouts {
         WhiteoutForm::CharDevice => probe::make_whiteout(upper.workdir.fd(), temp.name())?,
@@ -140,6 +142,9 @@ pub(crate) fn put_whiteout(
     dir: BorrowedFd<'_>,
     name: &[u8],
 ) -> Result<()> {
+    if upper.features.whiteouts != WhiteoutForm::Xattr {
+        add(&tree.counts.whiteouts, 1);
+    }
     match upper.features.whiteouts {
         WhiteoutForm::CharDevice => probe::make_whiteout(dir, name)?,
         WhiteoutForm::Xattr => {

@@ -10,6 +10,7 @@ use parking_lot::MutexGuard;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 use crate::copy_up::{self, Need};
+use crate::counts::add;
 use crate::create::{check_new_name, remove_dot_wh, set_opaque};
 use crate::error::{Errno, Error, Result};
 use crate::inode::Inode;
@@ -211,6 +212,7 @@ impl Rename<'_> {
         match (leaves_whiteout, self.upper.features.whiteouts) {
             (false, _) => self.rename_at(RenameFlags::empty()),
             (true, WhiteoutForm::CharDevice) => {
+                add(&self.tree.counts.whiteouts, 1);
                 self.rename_at(RenameFlags::WHITEOUT)?;
                 self.tree.sync_names(self.to_fd.as_fd())?;
                 self.tree.sync_names(self.from_fd.as_fd())

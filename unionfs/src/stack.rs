@@ -9,6 +9,7 @@ pub(crate) mod marks;
 mod mount_ids;
 pub(crate) mod owners;
 pub(crate) mod probe;
+pub(crate) mod rotation;
 pub(crate) mod settle;
 pub(crate) mod sidecar;
 pub(crate) mod upper;
@@ -60,7 +61,7 @@ pub(crate) struct LayerStack {
     /// Descriptions of the roots of the layers that give contents only.
     pub data_roots: Vec<Arc<LowerDir>>,
     /// The cache of directory descriptors.
-    pub fds: DirFds,
+    pub fds: Arc<DirFds>,
     /// Where marks are read and written.
     pub namespace: Namespace,
     /// Whether redirects found are followed.
@@ -106,7 +107,8 @@ impl LayerStack {
         };
         let mut roots = Vec::with_capacity(lowers.len());
         let names = lowers.len() - options.datadir.len();
-        for (index, layer) in lowers.iter().enumerate().take(names) {
+        for (index, layer) in lowers.iter_mut().enumerate().take(names) {
+            layer.look_for_upper_mark(namespace);
             let (root, opaque) = layer.root_dir(FIRST_TOP + index, namespace)?;
             roots.push(root);
             if opaque {
@@ -122,7 +124,7 @@ impl LayerStack {
                 devices.push(layer.identity().0);
             }
         }
-        let fds = DirFds::new(DIR_FDS.min(descriptor_budget()));
+        let fds = Arc::new(DirFds::new(DIR_FDS.min(descriptor_budget())));
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
         let devices = RwLock::new(devices);
         let (top, xino) = (FIRST_TOP, options.xino);
@@ -240,7 +242,7 @@ fn open_upper(
     if let Owners::Records(form) = owners {
         notices.push(format!("upper: owners and modes: {}", form.name().escape_ascii()));
     }
-    let upper = UpperLayer::new(root, stat, workdir, features, owners)?;
+    let upper = UpperLayer::new(upper.clone(), root, stat, workdir, features, owners)?;
     if options.fsync == FsyncPolicy::Volatile {
         upper.workdir.mark_volatile()?;
     }

@@ -4,6 +4,7 @@
 //! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
 
 mod names;
+mod policy;
 mod whiteouts;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +14,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
+use crate::counts::Counts;
 use crate::dir_cache::DirCache;
 use crate::error::{Errno, Error, Result};
 use crate::handles::{DirHandle, FileHandle, Handles};
@@ -24,7 +26,7 @@ use crate::inode::{Data, Inode, Lower, Place, State};
 use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
 use crate::name::{self, FileName};
-use crate::options::{FsyncPolicy, MountOptions, RedirectDir, Verity};
+use crate::options::MountOptions;
 use crate::parts::Parts;
 use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::dir_fds::DirKey;
@@ -33,6 +35,7 @@ use crate::stack::marks::{self, DirMarks};
 use crate::stack::{self, LayerStack};
 use crate::sys::{self, Stat};
 use crate::unfinished::Unfinished;
+pub(crate) use policy::Policy;
 
 /// How often a place is read again when the disk and the memory disagree, before giving up.
 const PLACE_TRIES: usize = 1000;
@@ -43,95 +46,29 @@ pub(crate) struct Tree {
     /// The layers.
     pub stack: LayerStack,
     /// The nodes.
-    pub table: InodeTable,
+    pub table: Arc<InodeTable>,
     /// Merged listings.
-    pub listings: DirCache,
+    pub listings: Arc<DirCache>,
     /// Open files.
-    pub files: Handles<FileHandle>,
+    pub files: Arc<Handles<FileHandle>>,
     /// Open directories.
-    pub dirs: Handles<DirHandle>,
+    pub dirs: Arc<Handles<DirHandle>>,
     /// Which upper inodes stand for lower ones with several names.
     pub(crate) index: Option<Index>,
     /// Copied-up files that are not safe on the disk yet.
     pub(crate) unfinished: Unfinished,
+    /// What was done so far.
+    pub(crate) counts: Arc<Counts>,
     /// Files in use without a handle.
-    pub(crate) idle: IdleFiles,
+    pub(crate) idle: Arc<IdleFiles>,
     /// How owners are shown and stored.
     pub uids: IdView,
     /// How groups are shown and stored.
     pub gids: IdView,
     /// Held while a directory is moved: where it is on the lowers must not change while it is written down.
-    pub(crate) moves: Mutex<()>,
+    pub(crate) moves: Arc<Mutex<()>>,
     /// Facts about this mount.
     pub policy: Policy,
-}
-
-/// What the options decide for the whole mount.
-#[derive(Clone, Debug)]
-pub(crate) struct Policy {
-    /// Data of copied-up files is brought to the disk.
-    pub sync_copy_up: bool,
-    /// What is copied up or hidden is on the disk when the call returns, with its name.
-    pub(crate) strict: bool,
-    /// The workdir is marked until the mount ends cleanly.
-    pub(crate) volatile: bool,
-    /// Files of this size and more are copied up in parts, where that can be told to others.
-    pub(crate) parts_from: Option<u64>,
-    /// fsync requests reach the disk.
-    pub sync_requests: bool,
-    /// Changes of attributes copy no data.
-    pub(crate) metacopy: bool,
-    /// Directories with lowers may be renamed.
-    pub redirect: bool,
-    /// Owners that cannot be stored are left as they are.
-    pub squash_owner: bool,
-    /// User and group that objects belong to which this process makes.
-    pub(crate) own_ids: (u32, u32),
-    /// Extended attributes are not offered.
-    pub no_xattrs: bool,
-    /// Shown inode numbers have 32 bits.
-    pub ino32: bool,
-    /// Names may be remembered: the mount was not told that its layers change.
-    pub(crate) caches_names: bool,
-    /// Every directory shows one link.
-    pub(crate) static_nlink: bool,
-    /// Whether data of metacopies is checked.
-    pub(crate) verity: Verity,
-}
-
-impl Policy {
-    /// Judges a change of owner: where owners are squashed, one that cannot be stored is left as it is.
-    pub(crate) fn owner_stored(&self, done: std::result::Result<(), Errno>) -> Result<()> {
-        match done {
-            Err(Errno::PERM | Errno::INVAL) if self.squash_owner => Ok(()),
-            result => Ok(result?),
-        }
-    }
-
-    fn new(options: &MountOptions, stack: &LayerStack) -> Self {
-        let features = stack.upper.as_ref().map(|upper| upper.features);
-        let creates = matches!(options.redirect_dir, None | Some(RedirectDir::On));
-        let squashes = options.squash_unmapped
-            || options.squash_to_root
-            || options.squash_to_uid.is_some()
-            || options.squash_to_gid.is_some();
-        Self {
-            sync_copy_up: options.fsync.syncs(),
-            strict: options.fsync == FsyncPolicy::Strict,
-            volatile: options.fsync == FsyncPolicy::Volatile,
-            parts_from: options.copy_up.parts_from(),
-            sync_requests: !matches!(options.fsync, FsyncPolicy::Never | FsyncPolicy::Volatile),
-            metacopy: options.metacopy.unwrap_or(true) && features.is_some_and(|f| f.namespace.is_some()),
-            redirect: creates && features.is_some_and(|f| f.namespace.is_some()),
-            squash_owner: squashes || features.is_some_and(|f| !f.chown),
-            own_ids: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            no_xattrs: options.noxattrs,
-            ino32: options.ino32,
-            caches_names: options.timeout > 0.0,
-            static_nlink: options.static_nlink,
-            verity: options.verity,
-        }
-    }
 }
 
 impl Tree {
@@ -166,20 +103,41 @@ impl Tree {
             gids = gids.squashing_unmapped();
         }
         let tree = Self {
-            table: InodeTable::new(&root, key),
-            listings: DirCache::default(),
-            files: Handles::default(),
-            dirs: Handles::default(),
-            moves: Mutex::default(),
+            table: Arc::new(InodeTable::new(&root, key)),
+            listings: Arc::default(),
+            files: Arc::default(),
+            dirs: Arc::default(),
+            moves: Arc::default(),
+            counts: Arc::default(),
             index,
             unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
-            idle: IdleFiles::new(stack::descriptor_budget()),
+            idle: Arc::new(IdleFiles::new(stack::descriptor_budget())),
             uids,
             gids,
             policy,
             stack,
         };
         Ok((tree, notices))
+    }
+
+    /// Returns this tree over a stack that serves the same names: nodes and handles are shared.
+    pub(crate) fn with_stack(&self, stack: LayerStack, index: Option<Index>, options: &MountOptions) -> Self {
+        let policy = Policy::new(options, &stack);
+        Self {
+            table: Arc::clone(&self.table),
+            listings: Arc::clone(&self.listings),
+            files: Arc::clone(&self.files),
+            dirs: Arc::clone(&self.dirs),
+            counts: Arc::clone(&self.counts),
+            moves: Arc::clone(&self.moves),
+            idle: Arc::clone(&self.idle),
+            index,
+            uids: self.uids.clone(),
+            gids: self.gids.clone(),
+            unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
+            policy,
+            stack,
+        }
     }
 
     /// Returns a descriptor of the upper part of a directory.

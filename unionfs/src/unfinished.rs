@@ -192,6 +192,11 @@ impl Unfinished {
         shared.lease.give_back(|| !shared.files.lock().by_ino.is_empty());
     }
 
+    /// Returns whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shared.as_ref().is_none_or(|shared| shared.files.lock().by_ino.is_empty())
+    }
+
     fn start(&self, shared: &Arc<Shared>) -> Result<()> {
         let mut thread = self.thread.lock();
         if thread.is_none() {

@@ -2,10 +2,15 @@
 //!
 //! Adapters decode a request, call one method and encode its result. Everything works without a mount.
 
+mod listed;
+mod live;
+
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
 
 use crate::create::{self, New};
 use crate::error::{Errno, Error, Result};
@@ -13,9 +18,7 @@ use crate::gate::Gate;
 use crate::handles::{DirHandle, Snapshot};
 use crate::inode::{Data, Inode};
 use crate::inode_table::Node;
-use crate::lookup::{DirView, Found};
 use crate::merge::{self, ListedName, Listing};
-use crate::name::FileName;
 use crate::options::MountOptions;
 use crate::rename::End;
 use crate::request::{
@@ -23,7 +26,8 @@ use crate::request::{
 };
 use crate::sys::Stat;
 use crate::tree::Tree;
-use crate::{attr, file_io, identity, inode_flags, lookup, remove, rename, xattr_ops};
+use crate::{attr, file_io, identity, inode_flags, remove, rename, xattr_ops};
+use listed::look_up_listed;
 
 /// Positions of `.` and `..` in every listing; names follow.
 const DOTS: u64 = 2;
@@ -32,6 +36,8 @@ const DOTS: u64 = 2;
 #[derive(Debug)]
 pub struct Union {
     tree: Gate<Tree>,
+    /// Those of the present layers, whose paths are absolute. Held while they change.
+    options: Mutex<MountOptions>,
     notices: Vec<String>,
 }
 
@@ -42,7 +48,7 @@ impl Union {
     /// What is wrong with which layer. Nothing is left behind.
     pub fn open(options: &MountOptions) -> Result<Self> {
         let (tree, notices) = Tree::open(options)?;
-        Ok(Self { tree: Gate::new(tree), notices })
+        Ok(Self { tree: Gate::new(tree), options: Mutex::new(live::with_absolute_paths(options)), notices })
     }
 
     /// Returns facts and fallbacks that were decided at open, a line each.
@@ -322,7 +328,7 @@ impl Union {
         if !inode.is_dir() {
             return Err(Error::new(Errno::NOTDIR));
         }
-        Ok(tree.dirs.insert(DirHandle { inode, listing: parking_lot::Mutex::new(None) }))
+        Ok(tree.dirs.insert(DirHandle { inode, listing: Mutex::new(None) }))
     }
 
     /// Gives the entries from `offset` on, until the listing ends or `sink` breaks: what it breaks on is not consumed.
@@ -567,32 +573,4 @@ fn each_entry(
         index += 1;
     }
     Ok(())
-}
-
-/// Looks a listed name up, on the one layer that serves it if the listing is still right.
-fn look_up_listed(
-    tree: &Tree,
-    parent: &Arc<Inode>,
-    listed: &ListedName<'_>,
-    version: u64,
-) -> Result<(Node, Stat)> {
-    if parent.version.load(Ordering::Acquire) == version
-        && let Ok(Some(found)) = find_listed(tree, parent, listed)
-        && let Ok(name) = FileName::new(listed.name)
-        && let Ok(Some(entered)) = tree.enter(parent, name, found, version)
-    {
-        return Ok(entered);
-    }
-    tree.lookup(parent, listed.name)
-}
-
-fn find_listed(tree: &Tree, parent: &Inode, listed: &ListedName<'_>) -> Result<Option<Found>> {
-    let hold = tree.hold(parent)?;
-    if listed.layer == merge::listed(tree.stack.upper_number()) {
-        return hold.find(listed.name);
-    }
-    let serves = |dir: &crate::stack::lower::LowerDir| dir.layer == usize::from(listed.layer);
-    let Some(at) = hold.lowers.iter().position(|dir| serves(dir)) else { return Ok(None) };
-    let lowers = hold.lowers.get(at..).unwrap_or_default();
-    lookup::find(&tree.stack, &DirView::of_lowers(lowers), listed.name)
 }

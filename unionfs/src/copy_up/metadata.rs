@@ -19,6 +19,11 @@ use crate::stack::owners::record_of;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
 
+/// Gives `to` everything that `source` has but its data.
+pub(crate) fn copy_all(tree: &Tree, source: &LowerFile, stat: &Stat, to: BorrowedFd<'_>) -> Result<()> {
+    copy(tree, source, stat, to, Need::Data)
+}
+
 /// Gives `to`, an object in the workdir, everything that `source` has but its data.
 pub(super) fn copy(
     tree: &Tree,

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,10 +19,11 @@ use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
+use super::control::{Control, Live, mount_at};
 use super::handler::Primer;
 use super::mount::{Busy, unmount};
 use super::session::Server;
-use super::{Counters, read_ahead, sys};
+use super::{read_ahead, sys};
 use crate::error::{Errno, Error, Result};
 use crate::union::Union;
 
@@ -152,7 +153,9 @@ fn signals() -> SigSet {
 /// The parts of a running mount that its watchers need.
 struct Watched {
     union: Arc<Union>,
-    counters: Arc<Counters>,
+    live: Live,
+    /// Where commands come from, if that could be had.
+    control: Option<Control>,
     /// Where the mount is; unknown if somebody else has mounted.
     target: Option<PathBuf>,
     /// What the kernel is to open first.
@@ -165,27 +168,52 @@ struct Watched {
 /// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when the first request
 /// has been answered.
 ///
-/// `target` is the absolute path of the mount, if this process knows it.
+/// `target` is the absolute path of the mount, if this process knows it; commands to it are listened for in a directory
+/// below `runtime`, or in another one.
 ///
 /// # Errors
 ///
 /// The connection broke, or the threads cannot be started.
-pub fn run(server: Server, union: Arc<Union>, target: Option<PathBuf>, leaver: Leaver) -> Result<()> {
+pub fn run(
+    server: Server,
+    union: Arc<Union>,
+    target: Option<PathBuf>,
+    runtime: Option<PathBuf>,
+    leaver: Leaver,
+) -> Result<()> {
     let watched = Arc::new(Watched {
+        live: server.live(Arc::clone(&union)),
         union,
-        counters: server.counters(),
+        control: target.as_deref().and_then(|target| listen(target, runtime.as_deref())),
         target,
         primer: server.primer(),
         ended: Mutex::new(false),
         end: Condvar::new(),
     });
-    let (on_signal, first_request) = (Arc::clone(&watched), Arc::clone(&watched));
+    let (on_signal, first_request, commanded) =
+        (Arc::clone(&watched), Arc::clone(&watched), Arc::clone(&watched));
+    start("control", move || commanded.take_commands())?;
     start("signals", move || on_signal.take_signals())?;
     start("first-request", move || first_request.report_usable(leaver))?;
     let result = server.run();
+    watched.stop_listening();
     *watched.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
     watched.end.notify_all();
     result
+}
+
+/// Makes the control socket of the mount on `target`. Without it the mount works all the same.
+fn listen(target: &Path, runtime: Option<&Path>) -> Option<Control> {
+    match mount_at(target).and_then(|mount| Control::listen(mount, runtime)) {
+        Ok(control) => {
+            tracing::info!("control: {}", control.path().display());
+            Some(control)
+        }
+        Err(error) => {
+            tracing::info!("control: none: {error}");
+            None
+        }
+    }
 }
 
 fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -227,15 +255,25 @@ impl Watched {
         }
     }
 
+    fn take_commands(&self) {
+        if let Some(control) = &self.control {
+            control.serve(&self.live);
+        }
+    }
+
+    fn stop_listening(&self) {
+        if let Some(control) = &self.control {
+            control.close();
+        }
+    }
+
     /// Waits for signals; ends the process when one says so.
     fn take_signals(&self) {
         loop {
             match signals().wait() {
                 Ok(Signal::SIGUSR1) => {
-                    let (requests, failures) = self.counters.read();
-                    let line = format!("unionfs: {requests} requests, {failures} unexpected errors\n");
                     // The answer is asked for, so it is no matter of log levels; in a daemon nobody sees it.
-                    if std::io::stderr().write_all(line.as_bytes()).is_err() {}
+                    if std::io::stderr().write_all(self.live.stats().as_bytes()).is_err() {}
                 }
                 Ok(signal) => {
                     tracing::info!("{signal}: unmounting");
@@ -249,6 +287,7 @@ impl Watched {
 
     /// Takes the mount away and waits, within limits, until everything is served and flushed.
     fn stop(&self) {
+        self.stop_listening();
         let ended = match &self.target {
             Some(target) => self.detach(target) && self.wait_for_end(),
             None => false,
@@ -260,7 +299,7 @@ impl Watched {
     }
 
     /// Takes the mount away; returns whether that could be done.
-    fn detach(&self, target: &std::path::Path) -> bool {
+    fn detach(&self, target: &Path) -> bool {
         // Not lazily first: that way the kernel writes everything back before it returns.
         if unmount(target, Busy::Keeps).is_ok() {
             return true;

@@ -13,8 +13,8 @@ mod weight;
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub use self::backing::Register;
 use self::backing::{Backings, Way, meant, told};
@@ -81,6 +81,17 @@ impl Handler {
         self.primer.clone()
     }
 
+    /// Rotates the upper, as [`Union::rotate`].
+    ///
+    /// # Errors
+    /// Also EBUSY while the kernel reads and writes files of the present upper itself.
+    pub fn rotate(&self, upper: &Path, work: &Path) -> Result<()> {
+        match &self.backings {
+            Some(backings) => backings.exchange(|| self.union.rotate(upper, work)),
+            None => self.union.rotate(upper, work),
+        }
+    }
+
     /// Flushes the union: no request comes any more.
     pub fn finish(&self) {
         self.snapshots.clear();
@@ -90,15 +101,16 @@ impl Handler {
     /// Answers one request. A panic in the union is EIO for its caller: one broken request must not end the mount of
     /// a running container.
     pub fn dispatch(&self, header: &Header, request: &Request<'_>, out: &mut [u8]) -> Outcome {
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let timed = self.counters.begin(header.opcode);
         let answer = catch_unwind(AssertUnwindSafe(|| self.answer(header, request, out)));
+        self.counters.end(timed);
         let error = match answer {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(error)) => error,
             Err(_panic) => Errno::IO.into(),
         };
         if is_unexpected(error.errno()) {
-            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            self.counters.fail();
             tracing::error!("request {} of node {}: {error}", header.opcode, header.node.0);
         } else {
             tracing::debug!(opcode = header.opcode, ino = header.node.0, "{error}");

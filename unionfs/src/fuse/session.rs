@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use super::control::Live;
 use super::handler::Primer;
 use super::transport::{Connection, Ring};
 use super::{Counters, FuseAdapter};
@@ -65,9 +66,15 @@ impl Server {
         Ok(Self { carrier: Carrier::Fuser(Box::new(session)), counters })
     }
 
-    /// Returns the counters of requests, which stay readable while this serves.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+    /// Returns what commands to the mount work on while this serves.
+    pub fn live(&self, union: Arc<Union>) -> Live {
+        let (handler, modes) = match &self.carrier {
+            Carrier::Own(connection) => (Some(connection.handler()), connection.modes()),
+            Carrier::Fuser(_) => {
+                (None, "transport: fuser; data: handles, because the options say so\n".to_owned())
+            }
+        };
+        Live::new(union, Arc::clone(&self.counters), handler, modes)
     }
 
     /// Returns what makes the kernel ask for no opening of files any more, to be used once requests are answered; none where

@@ -35,6 +35,8 @@ pub(super) struct Connection {
     device: Arc<OwnedFd>,
     handler: Arc<Handler>,
     queues: Option<(Queues, Arc<Workers>)>,
+    /// How requests travel, and why so.
+    reason: String,
 }
 
 /// Whether requests shall go over io_uring.
@@ -94,7 +96,21 @@ impl Connection {
             offer.minor,
             answer.flags
         );
-        Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)) })
+        Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)), reason })
+    }
+
+    /// Returns who answers the requests.
+    pub(super) fn handler(&self) -> Arc<Handler> {
+        Arc::clone(&self.handler)
+    }
+
+    /// Returns how requests and data travel, and why so, a line each.
+    pub(super) fn modes(&self) -> String {
+        format!(
+            "transport: {}\ndata: {}\n",
+            self.reason.replace('\n', ", "),
+            self.handler.config().data_mode()
+        )
     }
 
     /// Returns what makes the kernel ask for no opening any more; none where it is to ask.

@@ -37,6 +37,20 @@ impl DirFds {
         drop(displaced);
     }
 
+    /// Returns how many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    /// Keeps the descriptor that `old` has under `new` instead.
+    pub(crate) fn move_key(&self, old: DirKey, new: DirKey) {
+        let displaced = {
+            let mut fds = self.0.lock();
+            fds.pop(&old).and_then(|fd| fds.push(new, fd))
+        };
+        drop(displaced);
+    }
+
     /// Forgets a descriptor.
     pub(crate) fn remove(&self, key: DirKey) {
         let removed = self.0.lock().pop(&key);

@@ -5,9 +5,10 @@
 //! futimens succeed on descriptors opened read-only).
 
 mod known;
+mod sunk;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -34,10 +35,12 @@ use crate::stack::sidecar::Sidecar;
 use crate::sys::dirents::RawEntry;
 use crate::sys::{self, Stat};
 
-/// One read-only layer.
-#[derive(Debug)]
+/// One read-only layer. Clones share the descriptor.
+#[derive(Clone, Debug)]
 pub(crate) struct LowerLayer {
-    root: OwnedFd,
+    /// As it was given.
+    pub path: PathBuf,
+    root: Arc<OwnedFd>,
     root_stat: Stat,
     /// The number of the mount that the layer lies on, 0 where mounts have none.
     mount: u64,
@@ -50,13 +53,15 @@ pub(crate) struct LowerLayer {
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
     /// What was written down of the layer.
-    catalog: Option<Catalog>,
+    catalog: Option<Arc<Catalog>>,
     /// Where its attributes are: beside it if it is an upper that a sidecar belongs to.
     attributes: Arc<Attributes>,
     /// File handles name the same object after a remount.
     pub(crate) handles_last: bool,
     /// The file system can protect files by fs-verity.
     pub(crate) has_verity: bool,
+    /// It was an upper until a rotation: its objects may say which inode number they are shown with.
+    pub was_upper: bool,
 }
 
 /// A directory of a lower layer. Its place never changes, so it is a name and a parent; a descriptor exists only
@@ -78,6 +83,8 @@ pub(crate) struct LowerDir {
     /// Empty regular files in it may be whiteouts by attribute.
     pub xattr_whiteouts: bool,
     pub(crate) marks: OnceLock<DirMarks>,
+    /// Some of its objects show another inode number than their own.
+    impure: OnceLock<bool>,
     /// Where the layer's catalog has it; set when it is found there.
     block: OnceLock<BlockAt>,
     /// It is not what the catalog says.
@@ -114,6 +121,7 @@ impl LowerDir {
             identity: (stat.dev, stat.ino),
             xattr_whiteouts,
             marks: OnceLock::new(),
+            impure: OnceLock::new(),
             block: OnceLock::new(),
             changed: AtomicBool::new(false),
         })
@@ -283,12 +291,21 @@ impl LowerLayer {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
             .map_err(|e| Error::new(e).during("open lower layer", name))?;
+        let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
+        Self::from_root(path.to_path_buf(), plain, mount_ids, options)
+    }
+
+    fn from_root(
+        path: PathBuf,
+        plain: OwnedFd,
+        mount_ids: Option<Arc<MountIds>>,
+        options: &MountOptions,
+    ) -> Result<Self> {
         // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
         let clone =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let mount = sys::stat::mount_number(plain.as_fd()).unwrap_or(0);
-        let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
         let root = match open_tree(&plain, c"", clone) {
             Ok(root) => {
                 protect(&root);
@@ -323,7 +340,9 @@ impl LowerLayer {
             attributes: Arc::default(),
             handles_last: sys::handle::last(root.as_fd()),
             has_verity,
-            root,
+            root: Arc::new(root),
+            path,
+            was_upper: false,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The upper layer: the one place where the union writes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +19,8 @@ use crate::sys::{self, Stat};
 /// The writable layer and its workdir.
 #[derive(Debug)]
 pub(crate) struct UpperLayer {
+    /// As it was given.
+    pub path: PathBuf,
     root: OwnedFd,
     root_stat: Stat,
     /// Where objects are built.
@@ -49,6 +51,7 @@ impl UpperLayer {
 
     /// Puts together what was opened and probed.
     pub(crate) fn new(
+        path: PathBuf,
         root: OwnedFd,
         root_stat: Stat,
         workdir: Workdir,
@@ -59,7 +62,7 @@ impl UpperLayer {
         let writer = settle::writer(root.as_fd());
         let lease = Arc::new(Lease::new(root.as_fd(), workdir.base_fd(), writer)?);
         let no_reflink = AtomicBool::new(false);
-        Ok(Self { root, root_stat, workdir, features, owners, durability, writer, lease, no_reflink })
+        Ok(Self { path, root, root_stat, workdir, features, owners, durability, writer, lease, no_reflink })
     }
 
     /// Finishes what a killed server left behind whole; what is not whole is settled when it is looked up.

@@ -36,6 +36,8 @@ pub(crate) struct Workdir {
     salt: u64,
     /// Where attributes of the objects here and on the upper are.
     pub(crate) attributes: Attributes,
+    /// Another process had the lock.
+    shared: bool,
 }
 
 /// A temporary object by name. Dropping it removes the object, unless it was published.
@@ -69,7 +71,8 @@ impl Workdir {
         // For the sweep: what it removes may have attributes beside it.
         let sidecar = Sidecar::open(locked.as_fd(), Namespace::User, false)?;
         let attributes = sidecar.map(Attributes::beside).unwrap_or_default();
-        let workdir = Self { locked, work, next: AtomicU64::new(0), salt, attributes };
+        let workdir =
+            Self { locked, work, next: AtomicU64::new(0), salt, attributes, shared: notice.is_some() };
         if notice.is_none() {
             workdir.sweep()?;
         }
@@ -79,6 +82,11 @@ impl Workdir {
     /// Returns the directory of temporary objects.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.work.as_fd()
+    }
+
+    /// Returns whether another mount used it at the start.
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// Returns the workdir itself.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Tree;
+use crate::counts::add;
 use crate::dir_cache::LowerNames;
 use crate::error::Result;
 use crate::inode::Inode;
@@ -21,8 +22,10 @@ impl Tree {
         let version = dir.version.load(Ordering::Acquire);
         let remembers = self.policy.caches_names;
         if let Some(listing) = self.listings.get(dir.serial, version).filter(|_| remembers) {
+            add(&self.counts.listings_known, 1);
             return Ok(listing);
         }
+        add(&self.counts.listings_read, 1);
         let hold = self.hold(dir)?;
         let known = hold.lowers.first().filter(|_| remembers);
         let lowers = match known.and_then(|top| self.listings.lowers(dir.serial, top.id)) {

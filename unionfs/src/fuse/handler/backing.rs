@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::error::Errno;
+use crate::error::{Errno, Error, Result};
 use crate::request::{Fh, NodeId};
 use crate::union::Union;
 
@@ -28,7 +28,7 @@ pub trait Register: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// EPERM without `CAP_SYS_ADMIN` in the initial user namespace, ELOOP where the file system is itself stacked.
-    fn open(&self, file: BorrowedFd<'_>) -> Result<u32, Errno>;
+    fn open(&self, file: BorrowedFd<'_>) -> std::result::Result<u32, Errno>;
 
     /// Takes a number back. Files that are open on it stay so.
     fn close(&self, id: u32);
@@ -109,6 +109,25 @@ impl Backings {
                 None
             }
         }
+    }
+
+    /// Has `act` exchange the upper, whose files are then no backing files any more.
+    ///
+    /// # Errors
+    /// EBUSY while one of them is open, because the kernel would go on writing to it.
+    pub(super) fn exchange(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        // Held all the time: no file is handed over meanwhile. Whoever waits for it is in no request of the union.
+        let mut nodes = self.nodes.lock();
+        if nodes.values().any(|node| node.passing > 0) {
+            return Err(Error::new(Errno::BUSY)
+                .during("rotate", "a mount with files that the kernel reads and writes itself")
+                .hint("close the files that are open on it, or mount without data=passthrough"));
+        }
+        act()?;
+        for id in nodes.values_mut().filter_map(|node| node.id.take()) {
+            self.register.close(id);
+        }
+        Ok(())
     }
 
     /// Notes that a file was closed.

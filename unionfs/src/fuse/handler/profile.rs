@@ -87,6 +87,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Returns who opens, reads and writes files, and why so.
+    pub const fn data_mode(&self) -> &'static str {
+        match (self.passthrough, self.opens) {
+            (true, _) => "passthrough: the kernel reads and writes upper files itself, as asked",
+            (false, Opens::Unserved) => "cached: the kernel opens files without asking, which costs least",
+            (false, Opens::Served) => {
+                "handles: as asked, or because this kernel or timeout=0 allows no other"
+            }
+        }
+    }
+
     /// Returns whether the kernel may keep data and listings.
     pub const fn caches(&self) -> bool {
         !self.ttls.attr.is_zero()

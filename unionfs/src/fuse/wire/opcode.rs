@@ -21,6 +21,24 @@ macro_rules! opcodes {
                 }
             }
 
+            /// Returns the name.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
+            /// Returns the opcode of this name, whatever its case and underscores.
+            pub fn named(name: &str) -> Option<Self> {
+                let letters = || name.bytes().filter(|byte| *byte != b'_');
+                Self::ALL.iter().copied().find(|opcode| {
+                    letters().map(|byte| byte.to_ascii_lowercase()).eq(opcode
+                        .name()
+                        .bytes()
+                        .map(|byte| byte.to_ascii_lowercase()))
+                })
+            }
+
             /// Returns the number on the wire.
             pub const fn number(self) -> u32 {
                 match self {

@@ -37,7 +37,7 @@ impl LowerLayer {
             Ok(_) => return Ok(Usable::No("the layer is another one, or has changed")),
             Err(_) => return Ok(Usable::No("it is damaged")),
         }
-        self.catalog = Some(catalog);
+        self.catalog = Some(Arc::new(catalog));
         Ok(Usable::Yes)
     }
 

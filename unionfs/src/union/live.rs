@@ -1,0 +1,86 @@
+//! What a live mount is asked beside its requests: to be on disk, to take another upper, to tell how it is.
+
+use std::path::{Path, PathBuf};
+
+use super::Union;
+use crate::counts::{Stats, add};
+use crate::error::Result;
+use crate::options::MountOptions;
+use crate::rotate;
+
+impl Union {
+    /// Returns when everything that was changed is on the disk.
+    ///
+    /// # Errors
+    /// What the upper's file system answers.
+    pub fn sync(&self) -> Result<()> {
+        let tree = self.tree.enter();
+        tree.unfinished.finish_all();
+        match &tree.stack.upper {
+            Some(upper) => Ok(rustix::fs::syncfs(upper.root_fd())?),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the upper the topmost read-only layer and the empty directory `upper`, with its workdir, the upper. Open
+    /// files and everything that is remembered stay right. Requests wait meanwhile.
+    ///
+    /// # Errors
+    /// EROFS without an upper, EOPNOTSUPP without an index; EBUSY, EINVAL, ENOTEMPTY and EXDEV for directories that
+    /// cannot take over. Nothing is changed then.
+    pub fn rotate(&self, upper: &Path, work: &Path) -> Result<()> {
+        let mut options = self.options.lock();
+        let mut next =
+            MountOptions { upperdir: Some(upper.into()), workdir: Some(work.into()), ..options.clone() };
+        next.lowerdir.splice(0..0, options.upperdir.clone());
+        let used: Vec<&PathBuf> = [&options.upperdir, &options.workdir].into_iter().flatten().collect();
+        let layer = {
+            let tree = self.tree.enter();
+            rotate::check(&tree)?;
+            tree.stack.open_next_upper(&next, &used)?
+        };
+        // What is written back now is not waited for while nobody may enter.
+        self.sync()?;
+        self.tree.exchange(|tree| match rotate::rotate(tree, layer, &next) {
+            Ok(rotated) => (Some(rotated), Ok(())),
+            Err(error) => (None, Err(error)),
+        })?;
+        *options = with_absolute_paths(&next);
+        add(&self.tree.enter().counts.rotations, 1);
+        Ok(())
+    }
+
+    /// Returns what was done so far, and what is held.
+    pub fn stats(&self) -> Stats {
+        let tree = self.tree.enter();
+        let number = |count: usize| count as u64;
+        let held = [
+            ("nodes", number(tree.table.count())),
+            ("open_files", number(tree.files.count())),
+            ("open_directories", number(tree.dirs.count())),
+            ("idle_files", number(tree.idle.count())),
+            ("directory_descriptors", number(tree.stack.fds.count())),
+            ("layers", number(tree.stack.lowers.len() + usize::from(tree.stack.upper.is_some()))),
+        ];
+        Stats::new(&tree.counts, held)
+    }
+
+    /// Returns a line for each layer, topmost first: role, device, path, and what was found out about it. Paths are bytes,
+    /// with line ends and the like escaped.
+    pub fn layers(&self) -> Vec<u8> {
+        let tree = self.tree.enter();
+        tree.stack.describe()
+    }
+}
+
+/// Returns options that mean the same when the current directory is another.
+pub(super) fn with_absolute_paths(options: &MountOptions) -> MountOptions {
+    let mut options = options.clone();
+    let paths = [&mut options.upperdir, &mut options.workdir].into_iter().flatten();
+    for path in paths.chain(&mut options.lowerdir).chain(&mut options.datadir).chain(&mut options.hidden) {
+        if let Ok(absolute) = std::fs::canonicalize(&*path) {
+            *path = absolute;
+        }
+    }
+    options
+}
