@@ -161,18 +161,24 @@ fn each_form_of_whiteouts_can_be_chosen() {
     }
 }
 
-#[test]
-fn an_upper_that_holds_no_attributes_has_them_in_the_workdir() {
-    require!(Fuse, Union, Root);
-    let scratch = scratch();
-    let ramfs = Ramfs::new(&scratch.path().join("ramfs"));
-    let mut layers = Layers::below(scratch.path(), 1);
+/// Lays the tree below a union whose upper and workdir are on a file system that holds no attributes.
+fn on_ramfs(scratch: &std::path::Path) -> (Ramfs, Layers) {
+    let ramfs = Ramfs::new(&scratch.join("ramfs"));
+    let mut layers = Layers::below(scratch, 1);
     tree().build(&layers.lowers[0]);
     for (name, place) in [("upper", &mut layers.upper), ("work", &mut layers.work)] {
         let directory = ramfs.0.join(name);
         fs::create_dir(&directory).unwrap();
         *place = Some(directory);
     }
+    (ramfs, layers)
+}
+
+#[test]
+fn an_upper_that_holds_no_attributes_has_them_in_the_workdir() {
+    require!(Fuse, Union, Root);
+    let scratch = scratch();
+    let (ramfs, mut layers) = on_ramfs(scratch.path());
     let sidecar = ramfs.0.join("work/sidecar");
     let mut mounted = Mounted::new(layers.clone());
     change(mounted.root());
@@ -220,14 +226,7 @@ fn an_upper_that_holds_no_attributes_has_them_in_the_workdir() {
 fn without_a_sidecar_an_upper_without_attributes_does_what_it_can() {
     require!(Fuse, Union, Root);
     let scratch = scratch();
-    let ramfs = Ramfs::new(&scratch.path().join("ramfs"));
-    let mut layers = Layers::below(scratch.path(), 1);
-    tree().build(&layers.lowers[0]);
-    for (name, place) in [("upper", &mut layers.upper), ("work", &mut layers.work)] {
-        let directory = ramfs.0.join(name);
-        fs::create_dir(&directory).unwrap();
-        *place = Some(directory);
-    }
+    let (ramfs, mut layers) = on_ramfs(scratch.path());
     layers.extra.push_str(",sidecar=off");
     let mut mounted = Mounted::new(layers);
     assert_eq!(errno(fs::rename(mounted.root().join("d"), mounted.root().join("e"))), libc::EXDEV);
