@@ -82,8 +82,7 @@ fn keep_marks_removable(tree: &Tree, inode: &Inode, change: &SetAttr) -> Result<
     if privileged || change.mode.is_none_or(|mode| mode & 0o200 != 0) {
         return Ok(());
     }
-    let ino = inode.state.read().upper;
-    ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))
+    tree.finish(inode)
 }
 
 /// Takes the set-group-id bit of a file away that its group may not execute, if who changes it or its owner is a stranger to

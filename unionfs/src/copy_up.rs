@@ -71,8 +71,7 @@ pub(crate) fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Resul
         fill::fill(tree, inode, need)?;
     }
     if need == Need::Safe && inode.kind == FileKind::Regular {
-        let ino = inode.state.read().upper;
-        ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))?;
+        tree.finish(inode)?;
     }
     Ok(())
 }

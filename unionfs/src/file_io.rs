@@ -243,8 +243,7 @@ pub(crate) fn fsync(tree: &Tree, inode: &Arc<Inode>, datasync: bool) -> Result<(
         return Ok(());
     }
     // An object that was just copied up is the old one after a power cut until it is finished.
-    let ino = inode.state.read().upper;
-    ino.map_or(Ok(()), |ino| tree.unfinished.finish(ino))?;
+    tree.finish(inode)?;
     with_data(tree, inode, Access::Read, |data| {
         let Data::Upper(file) = data else { return Ok(()) };
         let sync =

@@ -307,6 +307,12 @@ impl Tree {
         }
     }
 
+    /// Makes a file safe that was copied up and is unfinished, and takes its marks away.
+    pub(crate) fn finish(&self, inode: &Inode) -> Result<()> {
+        let ino = inode.state.read().upper;
+        ino.map_or(Ok(()), |ino| self.unfinished.finish(ino))
+    }
+
     /// Brings the names in a directory of the upper to the disk, where the mount promises that.
     pub(crate) fn sync_names(&self, dir: BorrowedFd<'_>) -> Result<()> {
         if !self.policy.strict {
