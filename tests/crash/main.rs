@@ -2,19 +2,26 @@
 //! the state before or after the call that was under way, every finished call has lasted, the lowers are what
 //! they were, and the workdir is clean.
 //!
+//! What stands on the disk then is clean for `unionfs check`, or repaired by it.
+//!
 //! A call is finished when it returned and, where it writes data, its fsync returned.
 
 mod disk;
 mod load;
+mod names;
 mod power;
 mod start;
 
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::random::Random;
 use e2e::require;
 use e2e::snapshot::Snapshot;
+use e2e::tree::LayerTree;
 use e2e::user::{Role, run_again};
 
 use load::Worker;
@@ -24,6 +31,19 @@ const WORKERS: usize = 3;
 
 fn kills() -> u64 {
     std::env::var("E2E_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(15)
+}
+
+/// Runs `unionfs check --repair` on what no mount uses; returns whether something was repaired.
+fn checked(layers: &Layers) -> Result<bool, String> {
+    let options = layers.options();
+    let arguments = ["check".as_ref(), "--repair".as_ref(), "-o".as_ref(), options.as_os_str()];
+    let output = e2e::program::run(Path::new("/"), &arguments);
+    let text = [output.stdout, output.stderr].concat().escape_ascii().to_string().replace("\\n", "\n");
+    match output.status.code() {
+        Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        _ => Err(format!("unionfs check: {}\n{text}", output.status)),
+    }
 }
 
 #[test]
@@ -37,7 +57,7 @@ fn a_killed_server_leaves_every_file_old_or_new() {
     let mut mounted = Mounted::new(layers.clone());
     let mut random =
         Random::new(std::env::var("E2E_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1));
-    let mut calls = 0;
+    let (mut calls, mut repaired) = (0, 0);
     for kill in 0..kills() {
         let root = layers.target.clone();
         let delay = Duration::from_micros(500 + random.below(60_000));
@@ -51,6 +71,9 @@ fn a_killed_server_leaves_every_file_old_or_new() {
             }
         });
         mounted.clear();
+        if kill % 2 == 0 {
+            repaired += u64::from(checked(&layers).unwrap_or_else(|text| panic!("kill {kill}: {text}")));
+        }
         mounted.mount();
         for worker in &mut workers {
             worker.check(&layers.target).unwrap_or_else(|text| panic!("kill {kill} after {delay:?}: {text}"));
@@ -63,7 +86,51 @@ fn a_killed_server_leaves_every_file_old_or_new() {
     }
     let left = e2e::sides::leftovers(layers.work.as_ref().unwrap());
     assert!(left.is_empty(), "left in the workdir: {left:?}");
-    e2e::require::say(&format!("crash: {} kills, {calls} finished calls, all accounted for", kills()));
+    e2e::require::say(&format!(
+        "crash: {} kills, {calls} finished calls, all accounted for, {repaired} checks repaired",
+        kills()
+    ));
+}
+
+#[test]
+fn a_killed_server_leaves_names_as_after_the_last_call_or_the_one_before() {
+    require!(Fuse, Union);
+    let scratch = scratch();
+    let layers = Layers::below(scratch.path(), 1);
+    names::add_to(LayerTree::new()).build(&layers.lowers[0]);
+    let mut random = Random::new(1);
+    let (mut calls, mut repaired) = (0, 0);
+    for kill in 0..kills() {
+        let [upper, work] = ["upper", "work"].map(|name| scratch.path().join(format!("{name}{kill}")));
+        [&upper, &work].into_iter().for_each(|directory| std::fs::create_dir(directory).unwrap());
+        let layers = Layers { upper: Some(upper), work: Some(work), ..layers.clone() };
+        let mut mounted = Mounted::new(layers.clone());
+        let log = Mutex::new(names::Log::default());
+        let (delay, turns) = (Duration::from_micros(500 + random.below(150_000)), random.draw());
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| names::load(&log, &layers.target, turns, &AtomicBool::new(false)));
+            std::thread::sleep(delay);
+            mounted.kill_server();
+            writer.join().unwrap().unwrap_err();
+        });
+        mounted.clear();
+        let at = format!("kill {kill} after {delay:?}");
+        if kill % 2 == 0 {
+            repaired += u64::from(checked(&layers).unwrap_or_else(|text| panic!("{at}: {text}")));
+        }
+        mounted.mount();
+        let mut log = log.into_inner().unwrap();
+        log.promise_finished();
+        log.check(&log, mounted.root()).unwrap_or_else(|text| panic!("{at}: {text}"));
+        calls += log.len();
+        mounted.unmount();
+        repaired += u64::from(checked(&layers).unwrap_or_else(|text| panic!("{at}: {text}")));
+        [&layers.upper, &layers.work].into_iter().flatten().for_each(|directory| {
+            std::fs::remove_dir_all(directory).unwrap();
+        });
+    }
+    let kills = kills();
+    e2e::require::say(&format!("crash: {kills} kills, {calls} changes of names, {repaired} checks repaired"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use e2e::require;
 use e2e::tree::LayerTree;
 
 use crate::disk::Laboratory;
+use crate::{checked, names};
 
 /// Small files, which are changed one after the other, so that copy-ups never end.
 const SMALL: usize = 1500;
@@ -196,6 +197,31 @@ fn cuts() -> u64 {
     std::env::var("E2E_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
 }
 
+/// What both writers know.
+type Logs = (Known, names::Log);
+
+/// Lets both writers work on the mount, cuts the power meanwhile, and returns what they knew before and after.
+fn cut_under_load(laboratory: &Laboratory, root: &Path, random: &mut Random) -> (Logs, Logs) {
+    let (known, log) = (Mutex::new(Known::new()), Mutex::new(names::Log::default()));
+    let stop = AtomicBool::new(false);
+    let [turns, other_turns] = [random.draw(), random.draw()];
+    let delay = Duration::from_micros(random.below(1_500_000));
+    std::thread::scope(|scope| {
+        // One thread for each, so that what is noted is in the order in which it is done.
+        let writer = scope.spawn(|| load(&known, root, turns, &stop));
+        let other = scope.spawn(|| names::load(&log, root, other_turns, &stop));
+        std::thread::sleep(delay);
+        let now = || (known.lock().unwrap().clone(), log.lock().unwrap().clone());
+        let before = now();
+        laboratory.cut_power();
+        let after = now();
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap().unwrap();
+        other.join().unwrap().unwrap();
+        (before, after)
+    })
+}
+
 fn power_cuts(test: &str, kind: &'static str) {
     let scratch = scratch();
     let laboratory = match Laboratory::new(scratch.path(), kind) {
@@ -203,11 +229,11 @@ fn power_cuts(test: &str, kind: &'static str) {
         Err(reason) => return e2e::require::skip(test, &reason),
     };
     let mut layers = Layers::below(scratch.path(), 1);
-    Known::new().tree().build(&layers.lowers[0]);
+    names::add_to(Known::new().tree()).build(&layers.lowers[0]);
     layers.extra.push_str(",copyup=range:1000000");
     let seed = std::env::var("E2E_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let mut random = Random::new(seed);
-    let mut new = (0, 0);
+    let (mut new, mut calls, mut repaired) = ((0, 0), 0, 0);
     for cut in 0..cuts() {
         let on = |root: &Path| {
             let [upper, work] = ["upper", "work"].map(|name| root.join(format!("{name}{cut}")));
@@ -215,38 +241,36 @@ fn power_cuts(test: &str, kind: &'static str) {
             Layers { upper: Some(upper), work: Some(work), ..layers.clone() }
         };
         let mut mounted = Mounted::new(on(&laboratory.disk.root));
-        let (known, stop) = (Mutex::new(Known::new()), AtomicBool::new(false));
-        let turns = random.draw();
-        let delay = Duration::from_micros(random.below(1_500_000));
-        let (before, after) = std::thread::scope(|scope| {
-            // One thread, so that what is noted is in the order in which it is done.
-            let writer = scope.spawn(|| load(&known, &layers.target, turns, &stop));
-            std::thread::sleep(delay);
-            let before = known.lock().unwrap().clone();
-            laboratory.cut_power();
-            let after = known.lock().unwrap().clone();
-            stop.store(true, Ordering::Relaxed);
-            writer.join().unwrap().unwrap();
-            (before, after)
-        });
+        let (before, after) = cut_under_load(&laboratory, &layers.target, &mut random);
         mounted.unmount();
         let snapshot = laboratory.power_on();
+        let at = format!("{kind}, seed {seed}, cut {cut}");
+        // What a mount finds is sometimes what the cut left, sometimes what the check made of it.
+        if cut % 2 == 0 {
+            repaired += u64::from(checked(&on(&snapshot.root)).unwrap_or_else(|text| panic!("{at}: {text}")));
+        }
         let mut mounted = Mounted::new(on(&snapshot.root));
         // Twice: what was repaired stays repaired.
         for _ in 0..2 {
-            let found = before.check(&after, mounted.root());
-            let found = found.unwrap_or_else(|text| panic!("{kind}, cut {cut} after {delay:?}: {text}"));
+            let found =
+                before.0.check(&after.0, mounted.root()).unwrap_or_else(|text| panic!("{at}: {text}"));
             new = (new.0 + found.0, new.1 + found.1);
+            before.1.check(&after.1, mounted.root()).unwrap_or_else(|text| panic!("{at}: {text}"));
             mounted.remount();
         }
         mounted.unmount();
+        repaired += u64::from(checked(&on(&snapshot.root)).unwrap_or_else(|text| panic!("{at}: {text}")));
+        calls += after.1.len();
         drop(snapshot);
         for name in ["upper", "work"] {
             std::fs::remove_dir_all(laboratory.disk.root.join(format!("{name}{cut}"))).unwrap();
         }
     }
     let (files, blocks) = (new.0 / 2, new.1 / 2);
-    e2e::require::say(&format!("{test}: {} cuts, {files} files and {blocks} blocks were new", cuts()));
+    e2e::require::say(&format!(
+        "{test}: {} cuts, {files} files and {blocks} blocks were new, {calls} changes of names, {repaired} checks repaired",
+        cuts()
+    ));
 }
 
 #[test]
