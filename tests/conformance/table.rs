@@ -1,20 +1,20 @@
 //! The table of who passes what: `cargo xtask conformance`.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use e2e::flatten::flatten;
 use e2e::history::{Flavour, Generator, layers};
-use e2e::mounted::{Layers, Mounted, scratch, union_program};
+use e2e::mounted::{Layers, Mounted, Watchdog, scratch, union_program, watchdog_limit};
 use e2e::oracle::KernelOverlay;
 use e2e::require;
 use e2e::require::say;
 use e2e::shrink::{Tolerance, run};
 use e2e::sides::{Server, pair};
-use e2e::suites::{STRESSORS, Stressed, fsx, pjdfstest, stress};
-use e2e::tree::{Kind, LayerTree};
+use e2e::suites::{Ended, GRACE, LIMIT, STRESSORS, Verdict, fsx, pjdfstest, stress};
+use e2e::tree::LayerTree;
 use e2e::user::Role;
 
 /// Operations of one history of the parity suite.
@@ -26,13 +26,11 @@ struct Subject {
     server: Server,
 }
 
-/// What is measured of a subject.
-struct Measured {
-    /// The cells of its row.
-    cells: Vec<String>,
-    /// What failed, by suite: pjdfstest, stress-ng.
-    failed: [BTreeSet<String>; 2],
-}
+/// The suites, in the order of the columns.
+const SUITES: [&str; 4] = ["pjdfstest", "fsx", "stress-ng", "parity"];
+
+/// What each suite said of a subject.
+type Measured = [Verdict; SUITES.len()];
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -56,73 +54,106 @@ fn subjects() -> Vec<Subject> {
         found.push(Subject { name, server: Server::Program(program, "") });
     }
     found.push(Subject { name: "unionfs".to_owned(), server: Server::Program(union_program(), "") });
+    let only = std::env::var("E2E_ONLY").unwrap_or_default();
+    found.retain(|subject| subject.name.contains(&only));
     found
 }
 
-/// Runs the suites that need only a directory.
-fn suites_in(root: &Path) -> Measured {
-    let (verdict, _) = pjdfstest(root);
-    let cases = match &verdict.broken {
-        Some(_) => "does not end".to_owned(),
-        None => format!("{} / {} / {}", verdict.passed, verdict.failed.len(), verdict.skipped),
-    };
-    let runs = [(1, "lower"), (2, "lower"), (3, "new")];
-    let good =
-        runs.iter().filter(|(seed, name)| fsx(root, name, number("E2E_FSX_OPS", 100_000), *seed).is_ok());
-    let fsx = format!("{} of {}", good.count(), runs.len());
-    let seconds = u32::try_from(number("E2E_STRESS_SECONDS", 3)).unwrap();
-    let (mut passed, mut skipped, mut stressed) = (0, 0, BTreeSet::new());
-    for stressor in STRESSORS {
-        match stress(root, stressor, seconds).0 {
-            Stressed::Passed => passed += 1,
-            Stressed::Skipped => skipped += 1,
-            Stressed::Failed => drop(stressed.insert(stressor.to_owned())),
+impl Subject {
+    /// Runs one item on a fresh mount; a server that does not let it end is killed after `limit`.
+    ///
+    /// Each item has a mount of its own, so that a server that dies fails this item and no other.
+    fn on_fresh<T>(&self, limit: Duration, item: impl FnOnce(&Path) -> T) -> T {
+        let scratch = scratch();
+        let layers = Layers::below(scratch.path(), 1);
+        LayerTree::new().file("lower", vec![b'x'; 100_000]).build(&layers.lowers[0]);
+        match &self.server {
+            Server::Plain => item(&layers.lowers[0]),
+            Server::Kernel => item(KernelOverlay::new(layers).root()),
+            Server::Program(program, _) => {
+                let mounted = Mounted::with(program, layers);
+                let _watchdog = Watchdog::arm(mounted.pid(), limit + GRACE);
+                item(mounted.root())
+            }
         }
     }
-    let stress_cell = format!("{passed} / {} / {skipped}", stressed.len());
-    Measured { cells: vec![cases, fsx, stress_cell], failed: [verdict.failed, stressed] }
+
+    fn fsx(&self) -> Verdict {
+        let mut verdict = Verdict::default();
+        let ops = number("E2E_FSX_OPS", 100_000);
+        verdict.add("a lower file", self.on_fresh(LIMIT, |root| fsx(root, "lower", ops, 1).0));
+        verdict.add("a new file", self.on_fresh(LIMIT, |root| fsx(root, "new", ops / 10, 2).0));
+        verdict
+    }
+
+    fn stress_ng(&self) -> Verdict {
+        let seconds = u32::try_from(number("E2E_STRESS_SECONDS", 2)).unwrap();
+        let limit = Duration::from_secs(seconds.into()) + GRACE;
+        let mut verdict = Verdict::default();
+        for stressor in STRESSORS {
+            let (ended, _) = self.on_fresh(limit, |root| stress(root, stressor, seconds));
+            verdict.add(stressor, ended);
+        }
+        verdict
+    }
+
+    /// Compares every result and tree of random histories with those of a plain directory.
+    fn parity(&self) -> Verdict {
+        let mut verdict = Verdict::default();
+        for seed in 1..=number("E2E_HISTORIES", 20) {
+            let trees = layers(seed, 1 + (seed % 3) as usize);
+            let steps = Generator::new(seed, Flavour::full(), &flatten(&trees)).steps(OPERATIONS);
+            let start = Instant::now();
+            // A peer that dies is a difference like another.
+            let equal = std::panic::catch_unwind(|| {
+                run(&mut pair(&trees, &self.server, &Server::Plain), &steps, Tolerance::default()).is_ok()
+            });
+            let ended = match equal {
+                Ok(true) => Ended::Passed,
+                _ if start.elapsed() > watchdog_limit() => Ended::TimedOut,
+                _ => Ended::Failed,
+            };
+            verdict.add(&format!("history {seed}"), ended);
+        }
+        verdict
+    }
+
+    fn measure(&self) -> Measured {
+        [self.on_fresh(LIMIT, |root| pjdfstest(root).0), self.fsx(), self.stress_ng(), self.parity()]
+    }
 }
 
-/// Counts the random histories whose every result and tree equals that of a plain directory.
-fn equal_histories(server: &Server) -> String {
-    let total = number("E2E_HISTORIES", 20);
-    let equal = (1..=total).filter(|&seed| {
-        let trees = layers(seed, 1 + (seed % 3) as usize);
-        let steps = Generator::new(seed, Flavour::full(), &flatten(&trees)).steps(OPERATIONS);
-        // A peer that dies is a difference like another.
-        let outcome = std::panic::catch_unwind(|| {
-            run(&mut pair(&trees, server, &Server::Plain), &steps, Tolerance::default()).is_ok()
-        });
-        outcome.unwrap_or(false)
-    });
-    format!("{} of {total}", equal.count())
+fn cell(verdict: &Verdict) -> String {
+    let cell = format!("{} / {} / {}", verdict.passed, verdict.failed.len(), verdict.skipped.len());
+    match verdict.timed_out.len() {
+        0 => cell,
+        late => format!("{cell}, {late} timed out"),
+    }
 }
 
-fn measure(subject: &Subject) -> Measured {
-    let scratch = scratch();
-    let layers = Layers::below(scratch.path(), 1);
-    let tree = LayerTree::new().file("lower", vec![b'x'; 100_000]).with("pjd", Kind::Directory, 0o777);
-    tree.build(&layers.lowers[0]);
-    let mut measured = match &subject.server {
-        Server::Plain => suites_in(&layers.lowers[0]),
-        Server::Program(program, _) => suites_in(Mounted::with(program, layers).root()),
-        Server::Kernel => suites_in(KernelOverlay::new(layers).root()),
-    };
-    measured.cells.push(equal_histories(&subject.server));
-    measured
+/// Names the cases, those of devices 0:0 by their number.
+fn list<'a>(cases: impl Iterator<Item = &'a String>) -> Option<String> {
+    let (devices, mut names): (Vec<_>, Vec<_>) = cases.cloned().partition(|case| case.ends_with("::char"));
+    if !devices.is_empty() {
+        names.insert(0, format!("{} of `*::char`", devices.len()));
+    }
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// Tells what fails beyond the plain file system's failures.
-fn beyond(measured: &Measured, plain: &Measured) -> String {
-    let new = |which: usize| measured.failed[which].difference(&plain.failed[which]).cloned();
-    let (devices, others): (Vec<_>, Vec<_>) = new(0).partition(|case| case.ends_with("::char"));
-    let list = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    format!(
-        "pjdfstest {} of `*::char`, others: {}; stress-ng: {}",
-        devices.len(),
-        list(others),
-        list(new(1).collect())
-    )
+/// Tells what does not pass beyond what does not on the plain file system: a line for each suite and kind.
+fn beyond(measured: &Measured, plain: &Measured) -> Vec<String> {
+    let mut lines = Vec::new();
+    for ((suite, verdict), plain) in SUITES.iter().zip(measured).zip(plain) {
+        let kinds = [
+            ("failed", &verdict.failed, &plain.failed),
+            ("timed out", &verdict.timed_out, &plain.timed_out),
+            ("skipped", &verdict.skipped, &plain.skipped),
+        ];
+        for (kind, cases, plain) in kinds {
+            lines.extend(list(cases.difference(plain)).map(|list| format!("  - {suite}, {kind}: {list}")));
+        }
+    }
+    lines
 }
 
 /// Writes the rows of this role to `E2E_ROWS`.
@@ -132,15 +163,18 @@ fn rows() {
     require!(Fuse, Union, Suites, StressNg);
     let who = if Role::current().is_some() { "user namespace" } else { "root" };
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
-    let mut plain = None;
+    let mut plain = Measured::default();
     for subject in subjects() {
-        let measured = measure(&subject);
-        let row = format!("| {} | {who} | {} |", subject.name, measured.cells.join(" | "));
+        let measured = subject.measure();
+        let row = format!("| {} | {who} | {} |", subject.name, measured.each_ref().map(cell).join(" | "));
         say(&row);
         lines.push(row);
-        match &plain {
-            None => plain = Some(measured),
-            Some(plain) => failures.push(format!("- {}, {who}: {}", subject.name, beyond(&measured, plain))),
+        let more = beyond(&measured, &plain);
+        let none = if more.is_empty() { ": nothing" } else { "" };
+        failures.push(format!("- {}, {who}{none}", subject.name));
+        failures.extend(more);
+        if subject.server == Server::Plain {
+            plain = measured;
         }
     }
     let Some(target) = std::env::var_os("E2E_ROWS") else { return };
@@ -172,12 +206,20 @@ fn table() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
     std::fs::set_permissions(scratch.path(), mode).unwrap();
     let peers = reachable_peers(scratch.path());
-    let mut parts = Vec::new();
-    for role in [None, Some(Role::Namespace)] {
+    let patience = (LIMIT + GRACE).as_secs().to_string();
+    let measure = &|role: Option<Role>| {
         let rows = scratch.path().join(format!("rows-{}", role.is_some()));
-        let settings: [(&str, &OsStr); 2] = [("E2E_ROWS", rows.as_os_str()), ("E2E_PEERS", &peers)];
+        let settings: [(&str, &OsStr); 3] =
+            [("E2E_ROWS", rows.as_os_str()), ("E2E_PEERS", &peers), ("E2E_HANG_SECONDS", patience.as_ref())];
         e2e::user::run_measurement(role, "table::rows", &settings);
-        parts.push(std::fs::read_to_string(&rows).unwrap());
+        std::fs::read_to_string(&rows).unwrap()
+    };
+    let parts = std::thread::scope(|scope| {
+        let measured = [None, Some(Role::Namespace)].map(|role| scope.spawn(move || measure(role)));
+        measured.map(|thread| thread.join().unwrap())
+    });
+    if std::env::var_os("E2E_ONLY").is_some() {
+        return;
     }
     let split =
         |part: &String| part.split_once("\n\n").map(|(a, b)| (a.to_owned(), b.trim().to_owned())).unwrap();
@@ -187,27 +229,37 @@ fn table() {
     std::fs::write(path, document(&rows.join("\n"), failures.join("\n").trim())).unwrap();
 }
 
+/// Returns the words that a program prints, or nothing.
+fn words(program: &str, arguments: &[&str]) -> Vec<String> {
+    let output = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let text = output.map(|output| String::from_utf8(output.stdout).unwrap_or_default()).unwrap_or_default();
+    text.split_whitespace().map(|word| word.trim_end_matches(',').to_owned()).collect()
+}
+
 fn document(rows: &str, failures: &str) -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let stress_ng = Command::new("stress-ng").arg("--version").output().unwrap().stdout;
-    let stress_ng = String::from_utf8(stress_ng).unwrap_or_default();
-    let stress_ng = stress_ng.split_whitespace().nth(2).unwrap_or_default().trim_end_matches(',');
+    let commit = words("git", &["describe", "--always", "--dirty"]).concat();
+    let stress_ng = words("stress-ng", &["--version"]).into_iter().nth(2).unwrap_or_default();
+    let base = scratch();
+    let kind = words("stat", &["-f", "-c", "%T", &base.path().display().to_string()]).concat();
     format!(
-        "# Conformance\n\nWritten by `cargo xtask conformance`. Linux {}, layers on the file system of the temporary \
-         directory.\n\n\
-         - pjdfstest 0.2.2: cases passed / failed / skipped.\n\
-         - fsx 0.3.2: runs of {} operations without a wrong byte, on two lower files and a new one; with mappings, holes, \
-         allocation and copy_file_range.\n\
-         - stress-ng {stress_ng}: stressors with `--verify`, {} seconds each, passed / failed / skipped for lack of a \
-         privilege.\n\
-         - parity: random histories of {OPERATIONS} calls, with remounts, of which every result and every tree equals a \
+        "# Conformance\n\nWritten by `cargo xtask conformance` at commit {commit}. Linux {}, layers on {kind}.\n\n\
+         - pjdfstest 0.2.2, cases.\n\
+         - fsx 0.3.2, {} operations on a lower file, a tenth of that on a new one; with mappings, holes, allocation and \
+         copy_file_range.\n\
+         - stress-ng {stress_ng}, file stressors with `--verify`, {} seconds each.\n\
+         - parity: random histories of {OPERATIONS} calls, with remounts, of which every result and every tree must equal a \
          plain directory's.\n\n\
-         | file system | as | pjdfstest | fsx | stress-ng | parity |\n| --- | --- | --- | --- | --- | --- |\n{rows}\n\n\
-         ## What fails beyond the plain file system's failures\n\n\
-         The cases `*::char` make a character device 0:0, which is a whiteout: EPERM on unions that keep it safe.\n\n\
+         Each cell: passed / failed / skipped, where skipped is what does not apply or needs a privilege. What does not end \
+         is ended and counted as timed out.\n\n\
+         | file system | as | {} |\n| --- | --- | --- | --- | --- | --- |\n{rows}\n\n\
+         ## Beyond the plain file system\n\n\
+         What fails, times out or is skipped, and does not on the plain file system in the same role. For that itself, all of \
+         it. The cases `*::char` make a character device 0:0, which is a whiteout: EPERM on unions that keep it safe.\n\n\
          {failures}\n",
         release.trim(),
         number("E2E_FSX_OPS", 100_000),
-        number("E2E_STRESS_SECONDS", 3),
+        number("E2E_STRESS_SECONDS", 2),
+        SUITES.join(" | "),
     )
 }

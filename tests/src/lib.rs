@@ -22,6 +22,8 @@
 //! | `E2E_FILES=N` | number of files of the limits tier |
 //! | `E2E_FSX_OPS=N` | number of operations of fsx |
 //! | `E2E_STRESS_SECONDS=N` | seconds for each stressor of the conformance table |
+//! | `E2E_ONLY=TEXT` | only the rows of the conformance table whose file system's name contains this |
+//! | `E2E_HANG_SECONDS=N` | after how long a server that serves a mount is killed |
 //! | `E2E_TOOLS=DIR` | where pjdfstest and fsx are, instead of target/tools/bin |
 //! | `E2E_AS=user\|userns\|single` | set by the harness for its own re-execution as an ordinary user |
 

@@ -289,7 +289,8 @@ pub fn mounted_elsewhere(device: u64) -> bool {
     processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("mountinfo")).ok()).any(shows)
 }
 
-fn watchdog_limit() -> Duration {
+/// Returns after how long a server that does not end is killed.
+pub fn watchdog_limit() -> Duration {
     let seconds = std::env::var("E2E_HANG_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(1200))
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::mounted;
 
@@ -105,6 +105,10 @@ fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &OsStr)])
         .current_dir(scratch.path());
     if role.is_some() {
         command.env("E2E_AS", word);
+    }
+    if arguments.contains(&"--ignored") {
+        // The rows of a measurement show as they come.
+        command.stderr(Stdio::inherit());
     }
     let output = command.output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap_or_default();
