@@ -59,7 +59,8 @@ fn connect(path: &Path, id: MountId, user: Option<u32>, runtime: Option<&Path>) 
         owners.extend(user);
     }
     let start = Instant::now();
-    let mut denied = own != 0 && user.is_some_and(|user| user != own);
+    let foreign = own != 0 && user.is_some_and(|user| user != own);
+    let mut denied = foreign;
     loop {
         for directory in directories_of(user, runtime) {
             let Ok(directory) = open_directory(&directory, &owners) else { continue };
@@ -68,12 +69,14 @@ fn connect(path: &Path, id: MountId, user: Option<u32>, runtime: Option<&Path>) 
                 Err(error) => denied |= error.kind() == ErrorKind::PermissionDenied,
             }
         }
-        if denied {
+        // A directory of root's may be closed to us, and ours not be there yet.
+        let patient = start.elapsed() <= PATIENCE;
+        if foreign || (denied && !patient) {
             return Err(Error::new(Errno::ACCESS)
                 .during("control", shown(path))
                 .hint("the mount belongs to another user: ask as that user, or as root"));
         }
-        if start.elapsed() > PATIENCE {
+        if !patient {
             return Err(Error::new(Errno::NOENT).during("control", shown(path)).hint(
                 "no server listens for it: it is not unionfs, is older than this program, or has ended",
             ));
