@@ -170,14 +170,6 @@ fn mounts_that_cannot_be_rotated_say_why() {
 }
 
 #[test]
-fn there_is_no_reload() {
-    require!(Fuse, Union);
-    let scratch = scratch();
-    let error = mount(scratch.path()).ctl(&words("reload")).unwrap_err();
-    assert!(error.contains("not supported") && error.contains("mounting anew"), "{error}");
-}
-
-#[test]
 fn hard_links_that_would_fall_apart_are_not_rotated() {
     require!(Fuse, Union);
     let scratch = scratch();

@@ -16,7 +16,7 @@ use e2e::sides::{Server, leftovers, pair};
 use e2e::tree::{Kind, LayerTree, at};
 use e2e::user::is_real_root;
 
-use crate::{TRANSPORTS, number, snapshot};
+use crate::{Stop, TRANSPORTS, number, snapshot};
 
 /// Programs at once, each in a directory of its own.
 const PROGRAMS: u64 = 3;
@@ -160,15 +160,6 @@ fn rotate_under_load(seed: u64, options: &str) {
     }
     let calls = calls.load(Ordering::Relaxed);
     say(&format!("rotation: seed {seed}, options \"{options}\": {rotations} rotations under {calls} calls"));
-}
-
-/// Ends the others when a program fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

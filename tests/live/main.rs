@@ -2,9 +2,11 @@
 
 mod commands;
 mod load;
+mod reload;
 mod roles;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use e2e::snapshot::Snapshot;
 
@@ -17,4 +19,13 @@ fn snapshot(root: &Path) -> Snapshot {
 
 fn number(variable: &str, default: usize) -> usize {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Ends the others when a program fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -172,14 +172,14 @@ impl CopyUp<'_> {
             (state.lower.clone(), state.lost_links)
         };
         let record = match &lower {
-            Lower::File(dir, name) => index::lower_record(&self.tree.stack, dir, name.as_bytes())?,
+            Lower::File(dir, name, _) => index::lower_record(&self.tree.stack, dir, name.as_bytes())?,
             Lower::Dirs(dirs) => {
                 match dirs.first().and_then(|dir| dir.parent.as_ref().map(|up| (up, &dir.name))) {
                     Some((parent, name)) => index::lower_record(&self.tree.stack, parent, name)?,
                     None => None,
                 }
             }
-            Lower::None => None,
+            Lower::None | Lower::Held(_) => None,
         };
         let shown = i64::from(stat.nlink) - i64::from(lost);
         let linked = !self.inode.is_dir() && stat.nlink > 1;
@@ -196,7 +196,7 @@ impl CopyUp<'_> {
             return Ok(None);
         }
         if !self.inode.is_dir() {
-            match set(marks::INO, self.inode.ino.to_string().as_bytes()) {
+            match set(marks::INO, self.inode.ino().to_string().as_bytes()) {
                 // As above.
                 Err(error) if error.is(Errno::PERM) => return Ok(None),
                 result => result?,
@@ -346,7 +346,7 @@ impl CopyUp<'_> {
 fn leave_lower(state: &mut State, at: &Whereabouts) {
     let lower = std::mem::take(&mut state.lower);
     match (lower, at) {
-        (Lower::File(dir, name), Whereabouts::Lower) => {
+        (Lower::File(dir, name, _), Whereabouts::Lower) => {
             state.lower_data.get_or_insert_with(|| Box::new(LowerName { dir, name }));
         }
         (_, Whereabouts::Lower) => {}

@@ -13,6 +13,8 @@ pub(crate) struct Counts {
     pub whiteouts: AtomicU64,
     /// Uppers that became lowers.
     pub rotations: AtomicU64,
+    /// Times that the layers were looked at again.
+    pub reloads: AtomicU64,
     /// Listings made by reading directories.
     pub listings_read: AtomicU64,
     /// Listings that were remembered.
@@ -37,6 +39,7 @@ impl Stats {
             ("copied_up_bytes", load(&counts.copied_bytes)),
             ("whiteouts", load(&counts.whiteouts)),
             ("rotations", load(&counts.rotations)),
+            ("reloads", load(&counts.reloads)),
             ("listings_read", load(&counts.listings_read)),
             ("listings_known", load(&counts.listings_known)),
         ];

@@ -486,7 +486,7 @@ pub(crate) fn link(tree: &Tree, node: &Arc<Inode>, parent: &Arc<Inode>, name: &[
         }
     }
     let own = node.state.read().upper.unwrap_or_default();
-    if tree.stack.shown_ino(tree.stack.upper()?.identity().0, own) != node.ino {
+    if tree.stack.shown_ino(tree.stack.upper()?.identity().0, own) != node.ino() {
         tree.mark_impure(parent, to.as_fd())?;
     }
     tree.table.link(node, parent, FileName::new(name)?);

@@ -16,6 +16,7 @@ mod operations;
 pub mod read_ahead;
 pub mod session;
 mod sys;
+mod tell;
 mod transport;
 pub mod wire;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::parts::Parts;
 use crate::request::{FileKind, NodeId};
@@ -24,8 +24,8 @@ pub(crate) struct Inode {
     /// A number that no other node of this process ever has: caches are keyed by it, since the kernel's number comes
     /// back as another object's. Immutable.
     pub serial: u64,
-    /// The inode number to show. Immutable: copy-up does not change it.
-    pub ino: u64,
+    /// The inode number to show. Copy-up does not change it; only who looks at the layers again may find another one.
+    pub(crate) shown: AtomicU64,
     /// Type. Immutable.
     pub kind: FileKind,
     /// Lookups by the kernel plus nodes that name this one as parent. Protected by the inode table.
@@ -87,6 +87,8 @@ pub(crate) struct State {
     pub lost_links: u32,
     /// All its names were removed.
     pub unlinked: bool,
+    /// It was not where it was when the layers were looked at again. What is found under its key is it.
+    pub lost: bool,
 }
 
 /// A member of the index.
@@ -122,8 +124,10 @@ pub(crate) enum Lower {
     None,
     /// A directory's parts, topmost first.
     Dirs(Arc<[Arc<LowerDir>]>),
-    /// A file's directory and name on its layer.
-    File(Arc<LowerDir>, FileName),
+    /// A file's directory and name on its layer, and its inode number.
+    File(Arc<LowerDir>, FileName, u64),
+    /// A file that its layer has no longer: who held it open goes on with it.
+    Held(Arc<LowerFile>),
 }
 
 impl Lower {
@@ -131,7 +135,7 @@ impl Lower {
     pub(crate) fn dirs(&self) -> &[Arc<LowerDir>] {
         match self {
             Self::Dirs(dirs) => dirs,
-            Self::None | Self::File(..) => &[],
+            Self::None | Self::File(..) | Self::Held(_) => &[],
         }
     }
 }
@@ -184,7 +188,7 @@ impl Inode {
         Self {
             id,
             serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
-            ino,
+            shown: AtomicU64::new(ino),
             kind,
             refs: AtomicU64::new(1),
             key: KeyCell::default(),
@@ -195,6 +199,11 @@ impl Inode {
             state: RwLock::new(state),
             data: RwLock::new(None),
         }
+    }
+
+    /// Returns the inode number to show.
+    pub(crate) fn ino(&self) -> u64 {
+        self.shown.load(Ordering::Relaxed)
     }
 
     /// Returns whether this is a directory.
@@ -238,6 +247,11 @@ impl Inode {
             Some(Data::Upper(file)) => Some(Arc::clone(&file.fd)),
             Some(Data::Lower(_)) | None => self.state.read().pinned.clone(),
         }
+    }
+
+    /// Returns why an object cannot be reached: it was removed, or is lost and the kernel may find another one by its name.
+    pub(crate) fn gone(&self) -> Error {
+        Error::new(if self.state.read().lost { Errno::STALE } else { Errno::NOENT })
     }
 
     /// Returns the present name.

@@ -7,6 +7,7 @@
 //! become an [`Inode`] when one is asked for; those that nobody has used for a while become leaves again.
 
 mod leaf;
+mod renewal;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,8 @@ use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
 use crate::stack::FS_SHIFT;
 use crate::stack::lower::LowerName;
-use leaf::Leaf;
+pub(crate) use leaf::Leaf;
+pub(crate) use renewal::{Unsettled, lose};
 
 /// Which object on disk a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,7 +68,7 @@ impl ObjectKey {
         u16::try_from((self.space & ((1 << LAYER_BITS) - 1)).checked_sub(1)?).ok()
     }
 
-    const fn is_by_name(self) -> bool {
+    pub(crate) const fn is_by_name(self) -> bool {
         self.space & BY_NAME != 0
     }
 
@@ -319,7 +321,7 @@ impl InodeTable {
         let maps = self.maps.lock();
         let id = maps.find(key)?;
         // A leaf's number is the one it shows.
-        Some(maps.whole.find(mix(id.0), |inode| inode.id == id).map_or(id.0, |inode| inode.ino))
+        Some(maps.whole.find(mix(id.0), |inode| inode.id == id).map_or(id.0, |inode| inode.ino()))
     }
 
     /// Returns all nodes but leaves, which follow from their place.
@@ -357,6 +359,13 @@ impl InodeTable {
             return Some(leaf.known());
         }
         let inode = maps.get(id)?;
+        if inode.state.read().lost {
+            if inode.kind != candidate.kind {
+                maps.clear_key(&inode);
+                return Some(self.insert_new(&mut maps, candidate));
+            }
+            candidate.renew(&inode);
+        }
         count_reference(&inode);
         let gone = add_place(&mut maps, &inode, candidate.parent, candidate.name);
         drop(maps);
@@ -374,14 +383,8 @@ impl InodeTable {
             maps.plant(Box::new(leaf));
             return known;
         }
-        let state = State {
-            place: Some(Place { parent: candidate.parent, name: candidate.name }),
-            upper: candidate.upper,
-            lower: candidate.lower,
-            lower_data: candidate.lower_data.map(Box::new),
-            index: candidate.index,
-            ..State::default()
-        };
+        let mut state = candidate.state();
+        state.place = Some(Place { parent: candidate.parent, name: candidate.name });
         let inode = Arc::new(Inode::new(id, candidate.ino, candidate.kind, state));
         maps.add(&inode);
         maps.set_key(&inode, candidate.key);

@@ -14,7 +14,7 @@
 //! - 15 `cli`
 //! - 14 `fuse`, `tools`
 //! - 13 `union`
-//! - 12 `rename`, `rotate`
+//! - 12 `reload`, `rename`, `rotate`
 //! - 11 `create`, `remove`, `attr` (knows `file_io`), `file_io` (knows `attr`), `inode_flags`, `xattr_ops`
 //! - 10 `copy_up`, `links`
 //! - 9 `upper_file` (knows `verity`), `verity` (knows `upper_file`)
@@ -53,6 +53,7 @@ mod name;
 pub mod ondisk;
 pub mod options;
 mod parts;
+mod reload;
 mod remove;
 mod rename;
 pub mod request;

@@ -184,7 +184,7 @@ impl Rename<'_> {
     /// Marks the new directory if the object shows another inode number than its own.
     fn note_origin(&self, moved: &Inode, parent: &Inode, fd: BorrowedFd<'_>) -> Result<()> {
         let Some(own) = moved.state.read().upper else { return Ok(()) };
-        if self.tree.stack.shown_ino(self.upper.identity().0, own) == moved.ino {
+        if self.tree.stack.shown_ino(self.upper.identity().0, own) == moved.ino() {
             return Ok(());
         }
         self.tree.mark_impure(parent, fd)

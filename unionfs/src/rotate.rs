@@ -110,7 +110,7 @@ fn clothe_root(tree: &Tree, sunk: &LowerLayer, next: &UpperLayer) -> Result<()> 
     copy_up::copy_metadata(tree, &source, &stat, next.root_fd())?;
     if let Some(namespace) = now.features.namespace {
         // Tells later mounts that objects of this layer may keep another number than their own.
-        let number = tree.table.get(NodeId::ROOT)?.ino.to_string();
+        let number = tree.table.get(NodeId::ROOT)?.ino().to_string();
         sys::xattr::set(now.root_fd(), &namespace.name(marks::INO), number.as_bytes(), 0)?;
     }
     Ok(())
@@ -191,7 +191,7 @@ impl Sunk {
             rotated.stack.fds.move_key(DirKey::Upper(inode.serial), DirKey::Lower(dir.id));
         } else if let Some(place) = &state.place {
             let Some(dir) = self.dirs.get(&place.parent.serial) else { return };
-            state.lower = Lower::File(Arc::clone(dir), place.name.clone());
+            state.lower = Lower::File(Arc::clone(dir), place.name.clone(), own);
             *data = data.take().and_then(|data| as_lower(data, rotated.stack.top_lower().ok()?));
         }
         if let (NodeId::ROOT, Some(upper)) = (inode.id, &rotated.stack.upper) {

@@ -9,6 +9,7 @@ pub(crate) mod marks;
 mod mount_ids;
 pub(crate) mod owners;
 pub(crate) mod probe;
+mod reload;
 pub(crate) mod rotation;
 pub(crate) mod settle;
 pub(crate) mod sidecar;
@@ -47,19 +48,22 @@ pub(crate) const FS_SHIFT: u32 = 48;
 /// Spreads the high bits of an inode number over the low ones (the golden ratio).
 const FOLD: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// Descriptions of the roots of layers.
+type Roots = Vec<Arc<LowerDir>>;
+
 /// All layers of a mount.
 #[derive(Debug)]
 pub(crate) struct LayerStack {
     /// The writable layer, if the mount is not read-only.
-    pub upper: Option<UpperLayer>,
+    pub upper: Option<Arc<UpperLayer>>,
     /// The read-only layers, topmost first; at the end those that give contents only.
     pub lowers: Vec<LowerLayer>,
     /// Number of the topmost lower. The following have the next numbers, the upper the one before.
     pub top: usize,
     /// Descriptions of the roots of the lowers, in the same order.
-    pub roots: Vec<Arc<LowerDir>>,
+    pub roots: Roots,
     /// Descriptions of the roots of the layers that give contents only.
-    pub data_roots: Vec<Arc<LowerDir>>,
+    pub data_roots: Roots,
     /// The cache of directory descriptors.
     pub fds: Arc<DirFds>,
     /// Where marks are read and written.
@@ -69,7 +73,7 @@ pub(crate) struct LayerStack {
     /// How inode numbers of several file systems are kept apart.
     xino: Xino,
     /// Devices in the order in which they were met; the index makes inode numbers distinct.
-    devices: RwLock<Vec<u64>>,
+    devices: Arc<RwLock<Vec<u64>>>,
 }
 
 impl LayerStack {
@@ -96,7 +100,7 @@ impl LayerStack {
         {
             read_sidecar(work, top, userxattr)?;
         }
-        let upper = open_upper(options, &lowers, &mut notices)?;
+        let upper = open_upper(options, &lowers, &mut notices)?.map(Arc::new);
         hide_paths(&mut lowers, &options.hidden)?;
         if upper.is_some() {
             hide_paths(&mut lowers, &check_overlap(options, &mut notices)?)?;
@@ -105,18 +109,8 @@ impl LayerStack {
             Some(upper) => upper.features.namespace.unwrap_or(Namespace::User),
             None => probe::namespace_without_upper(userxattr),
         };
-        let mut roots = Vec::with_capacity(lowers.len());
         let names = lowers.len() - options.datadir.len();
-        for (index, layer) in lowers.iter_mut().enumerate().take(names) {
-            layer.look_for_upper_mark(namespace);
-            let (root, opaque) = layer.root_dir(FIRST_TOP + index, namespace)?;
-            roots.push(root);
-            if opaque {
-                break;
-            }
-        }
-        let data_layers = lowers.iter().enumerate().skip(names);
-        let data_roots = data_layers.map(|(index, layer)| layer.data_root(FIRST_TOP + index)).collect();
+        let (roots, data_roots) = describe_roots(&mut lowers, names, FIRST_TOP, namespace)?;
         check_verity(options, &lowers, &mut notices)?;
         let mut devices: Vec<u64> = upper.iter().map(|upper| upper.identity().0).collect();
         for layer in &lowers {
@@ -124,9 +118,9 @@ impl LayerStack {
                 devices.push(layer.identity().0);
             }
         }
-        let fds = Arc::new(DirFds::new(DIR_FDS.min(descriptor_budget())));
+        let fds = no_fds();
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
-        let devices = RwLock::new(devices);
+        let devices = Arc::new(RwLock::new(devices));
         let (top, xino) = (FIRST_TOP, options.xino);
         Ok((Self { upper, lowers, top, roots, data_roots, fds, namespace, follow, xino, devices }, notices))
     }
@@ -136,7 +130,7 @@ impl LayerStack {
     /// # Errors
     /// EROFS if there is none.
     pub(crate) fn upper(&self) -> Result<&UpperLayer> {
-        self.upper.as_ref().ok_or(Error::new(Errno::ROFS))
+        self.upper.as_deref().ok_or(Error::new(Errno::ROFS))
     }
 
     /// Returns where owners and modes of the upper are kept.
@@ -200,6 +194,32 @@ impl LayerStack {
         });
         index as u64
     }
+}
+
+/// Makes the cache of directory descriptors.
+fn no_fds() -> Arc<DirFds> {
+    Arc::new(DirFds::new(DIR_FDS.min(descriptor_budget())))
+}
+
+/// Describes the roots of the lowers, of which the first `names` give names; the topmost gets the number `top`. Those that an
+/// opaque root hides are left out.
+fn describe_roots(
+    lowers: &mut [LowerLayer],
+    names: usize,
+    top: usize,
+    namespace: Namespace,
+) -> Result<(Roots, Roots)> {
+    let mut roots = Vec::with_capacity(names);
+    for (index, layer) in lowers.iter_mut().enumerate().take(names) {
+        layer.look_for_upper_mark(namespace);
+        let (root, opaque) = layer.root_dir(top + index, namespace)?;
+        roots.push(root);
+        if opaque {
+            break;
+        }
+    }
+    let data_layers = lowers.iter().enumerate().skip(names);
+    Ok((roots, data_layers.map(|(index, layer)| layer.data_root(top + index)).collect()))
 }
 
 /// Returns how many descriptors one cache may hold: a sixth of what the process may open.

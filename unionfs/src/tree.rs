@@ -54,9 +54,9 @@ pub(crate) struct Tree {
     /// Open directories.
     pub dirs: Arc<Handles<DirHandle>>,
     /// Which upper inodes stand for lower ones with several names.
-    pub(crate) index: Option<Index>,
+    pub(crate) index: Option<Arc<Index>>,
     /// Copied-up files that are not safe on the disk yet.
-    pub(crate) unfinished: Unfinished,
+    pub(crate) unfinished: Arc<Unfinished>,
     /// What was done so far.
     pub(crate) counts: Arc<Counts>,
     /// Files in use without a handle.
@@ -80,8 +80,7 @@ impl Tree {
             (None, Some(lower)) => (lower.identity(), None),
             (None, None) => return Err(Error::new(Errno::INVAL)),
         };
-        let lowers = if root_is_opaque(&stack)? { Vec::new() } else { stack.roots.clone() };
-        let state = State { upper, lower: Lower::Dirs(lowers.into()), ..State::default() };
+        let state = State { upper, lower: root_lowers(&stack)?, ..State::default() };
         let ino = stack.shown_ino(identity.0, identity.1);
         let root = Arc::new(Inode::new(NodeId::ROOT, ino, FileKind::Directory, state));
         let device = stack.device_index(identity.0);
@@ -95,7 +94,7 @@ impl Tree {
             text.trim().parse::<u32>().unwrap_or(65534)
         };
         let policy = Policy::new(options, &stack);
-        let index = if options.index == Some(false) { None } else { Index::open(&stack)? };
+        let index = if options.index == Some(false) { None } else { Index::open(&stack)?.map(Arc::new) };
         let mut uids = options.uid_view(overflow("uid"));
         let mut gids = options.gid_view(overflow("gid"));
         if options.squash_unmapped {
@@ -110,7 +109,7 @@ impl Tree {
             moves: Arc::default(),
             counts: Arc::default(),
             index,
-            unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
+            unfinished: Arc::new(Unfinished::new(stack.upper.as_deref(), policy.sync_copy_up)),
             idle: Arc::new(IdleFiles::new(stack::descriptor_budget())),
             uids,
             gids,
@@ -120,9 +119,19 @@ impl Tree {
         Ok((tree, notices))
     }
 
-    /// Returns this tree over a stack that serves the same names: nodes and handles are shared.
+    /// Returns this tree over another upper, with a stack that serves the same names: nodes and handles are shared.
     pub(crate) fn with_stack(&self, stack: LayerStack, index: Option<Index>, options: &MountOptions) -> Self {
         let policy = Policy::new(options, &stack);
+        Self {
+            index: index.map(Arc::new),
+            unfinished: Arc::new(Unfinished::new(stack.upper.as_deref(), policy.sync_copy_up)),
+            policy,
+            ..self.with_same_upper(stack)
+        }
+    }
+
+    /// Returns this tree over a stack with the same upper: nodes and handles are shared.
+    fn with_same_upper(&self, stack: LayerStack) -> Self {
         Self {
             table: Arc::clone(&self.table),
             listings: Arc::clone(&self.listings),
@@ -131,13 +140,19 @@ impl Tree {
             counts: Arc::clone(&self.counts),
             moves: Arc::clone(&self.moves),
             idle: Arc::clone(&self.idle),
-            index,
+            index: self.index.clone(),
             uids: self.uids.clone(),
             gids: self.gids.clone(),
-            unfinished: Unfinished::new(stack.upper.as_ref(), policy.sync_copy_up),
-            policy,
+            unfinished: Arc::clone(&self.unfinished),
+            policy: self.policy.clone(),
             stack,
         }
+    }
+
+    /// Returns this tree over the same layers looked at again: listings and files in use without a handle are forgotten.
+    pub(crate) fn looked_at_again(&self, stack: LayerStack) -> Self {
+        let idle = Arc::new(IdleFiles::new(stack::descriptor_budget()));
+        Self { listings: Arc::default(), idle, ..self.with_same_upper(stack) }
     }
 
     /// Returns a descriptor of the upper part of a directory.
@@ -163,7 +178,7 @@ impl Tree {
                 self.stack.fds.put(DirKey::Upper(current.serial), Arc::clone(fd));
                 break;
             }
-            let place = current.place().ok_or(Error::new(Errno::NOENT))?;
+            let place = current.place().ok_or(current.gone())?;
             missing.push(at.replace(place));
         }
         let mut opened = None;
@@ -201,7 +216,7 @@ impl Tree {
                 let (reached, ino) = act(index.fd(), &indexed.entry)?;
                 return if Some(ino) == wanted { Ok(reached) } else { Err(Error::new(Errno::IO)) };
             }
-            let place = place.ok_or(Error::new(Errno::NOENT))?;
+            let place = place.ok_or(inode.gone())?;
             let parent = self.upper_fd(&place.parent)?;
             match act(parent.as_fd(), place.name.as_bytes()) {
                 Ok((reached, ino)) if Some(ino) == wanted => return Ok(reached),
@@ -246,12 +261,13 @@ impl Tree {
     pub(crate) fn pin_lower(&self, inode: &Inode) -> Result<LowerFile> {
         let lower = inode.state.read().lower.clone();
         match lower {
-            Lower::File(dir, name) => self.stack.lower(&dir)?.pin(&self.stack.fds, &dir, name.as_bytes()),
+            Lower::File(dir, name, _) => self.stack.lower(&dir)?.pin(&self.stack.fds, &dir, name.as_bytes()),
             Lower::Dirs(dirs) => {
                 let dir = dirs.first().ok_or(Error::new(Errno::NOENT))?;
                 self.stack.lower(dir)?.pin_dir(&self.stack.fds, dir)
             }
-            Lower::None => Err(Error::new(Errno::NOENT)),
+            Lower::Held(file) => file.again(),
+            Lower::None => Err(inode.gone()),
         }
     }
 
@@ -298,12 +314,17 @@ impl Tree {
         }
         let lower = inode.state.read().lower.clone();
         match lower {
-            Lower::File(dir, name) => self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes()),
+            Lower::File(dir, name, number) => {
+                let stat = self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes())?;
+                // Others have put another file there: two files must not be mixed.
+                if stat.ino == number { Ok(stat) } else { Err(Error::new(Errno::STALE)) }
+            }
+            Lower::Held(file) => file.stat(),
             Lower::Dirs(dirs) => {
                 let dir = dirs.first().ok_or(Error::new(Errno::NOENT))?;
                 self.stack.lower(dir)?.stat_dir(&self.stack.fds, dir)
             }
-            Lower::None => Err(Error::new(Errno::NOENT)),
+            Lower::None => Err(inode.gone()),
         }
     }
 
@@ -330,7 +351,7 @@ impl Tree {
 
     /// Translates a layer's attributes into those to show.
     pub(crate) fn attr(&self, inode: &Inode, stat: &Stat) -> Attr {
-        let mut attr = self.attr_of(inode.ino, inode.kind, stat);
+        let mut attr = self.attr_of(inode.ino(), inode.kind, stat);
         if inode.is_dir() && (self.policy.static_nlink || self.is_merged(inode)) {
             // The count of its subdirectories is not known without reading all its layers; 1 says so.
             attr.nlink = 1;
@@ -416,6 +437,26 @@ impl Tree {
         found: Found,
         version: u64,
     ) -> Result<Option<(Node, Stat)>> {
+        let (candidate, stat, upper) = self.candidate(parent, name, found)?;
+        let mut stat = stat;
+        let Some(node) = self.table.insert(candidate, version) else { return Ok(None) };
+        if let Node::Whole(inode) = &node {
+            if let Some(fd) = upper {
+                self.stack.fds.put(DirKey::Upper(inode.serial), Arc::new(fd));
+            }
+            let lost = inode.state.read().lost_links;
+            stat.nlink = stat.nlink.saturating_sub(lost);
+        }
+        Ok(Some((node, stat)))
+    }
+
+    /// Tells who it is that was found: what its node would be, its attributes, and for a directory of the upper a descriptor.
+    pub(crate) fn candidate(
+        &self,
+        parent: &Arc<Inode>,
+        name: FileName,
+        found: Found,
+    ) -> Result<(Candidate, Stat, Option<OwnedFd>)> {
         let identity = identity::identify(self, &name, &found)?;
         let Found { upper, lower, data, .. } = found;
         let mut stat = identity.stat;
@@ -437,7 +478,7 @@ impl Tree {
             upper: (upper.is_some() || identity.index.is_some()).then_some(stat.ino),
             lower: match lower {
                 LowerPart::Dirs(dirs) => Lower::Dirs(dirs.into()),
-                LowerPart::File(dir) if identity.index.is_none() => Lower::File(dir, name.clone()),
+                LowerPart::File(dir) if identity.index.is_none() => Lower::File(dir, name.clone(), stat.ino),
                 LowerPart::None | LowerPart::File(_) => Lower::None,
             },
             lower_data: data,
@@ -445,15 +486,7 @@ impl Tree {
             parent: Arc::clone(parent),
             name,
         };
-        let Some(node) = self.table.insert(candidate, version) else { return Ok(None) };
-        if let Node::Whole(inode) = &node {
-            if let Some(Some(fd)) = upper {
-                self.stack.fds.put(DirKey::Upper(inode.serial), Arc::new(fd));
-            }
-            let lost = inode.state.read().lost_links;
-            stat.nlink = stat.nlink.saturating_sub(lost);
-        }
-        Ok(Some((node, stat)))
+        Ok((candidate, stat, upper.flatten()))
     }
 
     /// Takes back lookups of a node.
@@ -545,10 +578,15 @@ pub(crate) fn shown_links(state: &State, links: u32) -> u32 {
     links.saturating_sub(state.lost_links)
 }
 
-/// Returns whether the root of the upper hides all lowers.
-fn root_is_opaque(stack: &LayerStack) -> Result<bool> {
-    let Some(upper) = &stack.upper else { return Ok(false) };
-    Ok(marks::read_attrs(stack.attributes(), upper.root_fd(), stack.namespace, stack.follow)?.opaque)
+/// Returns what the root has on the lowers: nothing where the root of the upper hides them.
+pub(crate) fn root_lowers(stack: &LayerStack) -> Result<Lower> {
+    let hidden = match &stack.upper {
+        Some(upper) => {
+            marks::read_attrs(stack.attributes(), upper.root_fd(), stack.namespace, stack.follow)?.opaque
+        }
+        None => false,
+    };
+    Ok(Lower::Dirs(if hidden { Arc::from([]) } else { stack.roots.clone().into() }))
 }
 
 /// The `.wh.` names of a directory whose upper part was just made: none.

@@ -551,8 +551,8 @@ fn each_entry(
     devices: &[(merge::ListedLayer, u64)],
     sink: &mut dyn FnMut(DirEntry<'_>, Option<ListedName<'_>>) -> ControlFlow<()>,
 ) -> Result<()> {
-    let parent_ino = dir.place().map_or(dir.ino, |place| place.parent.ino);
-    for (at, name, ino) in [(0, &b"."[..], dir.ino), (1, b"..", parent_ino)] {
+    let parent_ino = dir.place().map_or_else(|| dir.ino(), |place| place.parent.ino());
+    for (at, name, ino) in [(0, &b"."[..], dir.ino()), (1, b"..", parent_ino)] {
         let entry = DirEntry { name, ino, kind: FileKind::Directory, next_offset: at + 1 };
         if at >= offset && sink(entry, None).is_break() {
             return Ok(());

@@ -87,17 +87,25 @@ fn open_own(tree: &Tree, inode: &Inode) -> Result<OwnedFd> {
 /// Opens the lower file that holds a node's data: its own, or for a metacopy the one it was made from.
 ///
 /// # Errors
-/// EIO if the node is no file with data on a lower, or if that is not the file that was meant (`verity`).
+/// EIO if the node is no file with data on a lower, or if that is not the file that was meant (`verity`); ESTALE if others have
+/// put another file in its place.
 pub(crate) fn open_lower_data(tree: &Tree, inode: &Inode) -> Result<LowerFile> {
-    let (dir, name) = {
+    let (dir, name, number) = {
         let state = inode.state.read();
         match (&state.lower_data, &state.lower) {
-            (Some(data), _) => (Arc::clone(&data.dir), data.name.clone()),
-            (None, Lower::File(dir, name)) => (Arc::clone(dir), name.clone()),
+            (Some(data), _) => (Arc::clone(&data.dir), data.name.clone(), None),
+            (None, Lower::File(dir, name, number)) => (Arc::clone(dir), name.clone(), Some(*number)),
+            (None, Lower::Held(file)) => return file.again(),
+            _ if state.lost => return Err(Error::new(Errno::STALE)),
             _ => return Err(Error::new(Errno::IO)),
         }
     };
     let file = tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)?;
+    if let Some(number) = number
+        && file.stat()?.ino != number
+    {
+        return Err(Error::new(Errno::STALE));
+    }
     verity::check(tree, inode, &file)?;
     Ok(file)
 }

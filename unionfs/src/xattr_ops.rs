@@ -98,12 +98,12 @@ fn is_bare(tree: &Tree, inode: &Inode) -> bool {
     let lower = inode.state.read().lower.clone();
     let (layer, fds) = (|dir: &LowerDir| tree.stack.lower(dir).ok(), &tree.stack.fds);
     match &lower {
-        Lower::File(dir, name) => layer(dir).is_some_and(|layer| layer.is_bare(fds, dir, name.as_bytes())),
+        Lower::File(dir, name, _) => layer(dir).is_some_and(|layer| layer.is_bare(fds, dir, name.as_bytes())),
         Lower::Dirs(dirs) => {
             let top = dirs.first().and_then(|dir| Some((layer(dir)?, dir)));
             top.is_some_and(|(layer, dir)| layer.is_bare_dir(fds, dir))
         }
-        Lower::None => false,
+        Lower::None | Lower::Held(_) => false,
     }
 }
 

@@ -17,6 +17,7 @@ Asks the server of a live mount. MOUNT is any path on it.
   stats [--json]              requests by kind, failures, times of answers, copied-up files, nodes, open files
   layers                      the layers, topmost first, what their file systems can do, transport and data mode
   flush                       return when everything that was changed is on the disk
+  reload                      forget what is remembered of the layers: one was changed by others
   rotate --upper U --work W   make the upper a read-only layer and the empty directory U, with its workdir W, the upper,
                               while programs go on; prints the layers to mount next time
 

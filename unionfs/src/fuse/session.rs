@@ -6,6 +6,7 @@ use std::thread::available_parallelism;
 
 use super::control::Live;
 use super::handler::Primer;
+use super::tell::Device;
 use super::transport::{Connection, Ring};
 use super::{Counters, FuseAdapter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -68,13 +69,17 @@ impl Server {
 
     /// Returns what commands to the mount work on while this serves.
     pub fn live(&self, union: Arc<Union>) -> Live {
-        let (handler, modes) = match &self.carrier {
-            Carrier::Own(connection) => (Some(connection.handler()), connection.modes()),
-            Carrier::Fuser(_) => {
-                (None, "transport: fuser; data: handles, because the options say so\n".to_owned())
+        let counters = Arc::clone(&self.counters);
+        match &self.carrier {
+            Carrier::Own(connection) => {
+                let kernel = Arc::new(Device(connection.device()));
+                Live::new(union, counters, Some(connection.handler()), kernel, connection.modes())
             }
-        };
-        Live::new(union, Arc::clone(&self.counters), handler, modes)
+            Carrier::Fuser(session) => {
+                let modes = "transport: fuser; data: handles, because the options say so\n".to_owned();
+                Live::new(union, counters, None, Arc::new(session.notifier()), modes)
+            }
+        }
     }
 
     /// Returns what makes the kernel ask for no opening of files any more, to be used once requests are answered; none where

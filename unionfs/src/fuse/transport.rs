@@ -104,6 +104,11 @@ impl Connection {
         Arc::clone(&self.handler)
     }
 
+    /// Returns the connection to the kernel.
+    pub(super) fn device(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.device)
+    }
+
     /// Returns how requests and data travel, and why so, a line each.
     pub(super) fn modes(&self) -> String {
         format!(

@@ -18,7 +18,7 @@ const SHORT: usize = 30;
 
 /// The node of an unused file.
 #[derive(Debug)]
-pub(super) struct Leaf {
+pub(crate) struct Leaf {
     id: NodeId,
     parent: Arc<Inode>,
     name: Name,
@@ -70,7 +70,7 @@ impl Leaf {
     ///
     /// Preconditions: the node gets the usual number of its key.
     pub(super) fn of(candidate: &Candidate) -> Option<Self> {
-        if candidate.lower_data.is_some() || candidate.index.is_some() {
+        if !candidate.is_plain() {
             return None;
         }
         let place = (&candidate.parent, candidate.name.as_bytes());
@@ -86,7 +86,7 @@ impl Leaf {
     ) -> Option<Self> {
         let layer = match (upper, lower) {
             (Some(ino), Lower::None) if ino == key.number => key.layer()?,
-            (None, Lower::File(dir, own)) if own.as_bytes() == name => {
+            (None, Lower::File(dir, own, _)) if own.as_bytes() == name => {
                 let held = parent.state.read().lower.dirs().iter().any(|held| Arc::ptr_eq(held, dir));
                 u16::try_from(dir.layer).ok().filter(|_| held)?
             }
@@ -111,7 +111,7 @@ impl Leaf {
         let Inode {
             id,
             serial: _,
-            ino,
+            shown,
             kind,
             refs,
             key: _,
@@ -138,6 +138,7 @@ impl Leaf {
             may_hold_marks: _,
             lost_links,
             unlinked,
+            lost,
         } = state.get_mut();
         let more = other_places.is_some()
             || pinned.is_some()
@@ -145,7 +146,8 @@ impl Leaf {
             || index.is_some()
             || *lost_links > 0
             || *unlinked
-            || *ino != id.0;
+            || *lost
+            || *shown.get_mut() != id.0;
         let (false, Some(place)) = (more, place) else { return Now::Never };
         if data.get_mut().is_some() || *opens.get_mut() > 0 {
             return Now::Later;
@@ -159,12 +161,12 @@ impl Leaf {
     }
 
     /// Makes the whole node. The caller sets its key.
-    pub(super) fn grow(self) -> Inode {
+    pub(crate) fn grow(self) -> Inode {
         let name = FileName::from_checked(self.name.as_bytes());
         let dir = self.lower_dir();
         let state = State {
             upper: dir.is_none().then_some(self.number()),
-            lower: dir.map_or(Lower::None, |dir| Lower::File(dir, name.clone())),
+            lower: dir.map_or(Lower::None, |dir| Lower::File(dir, name.clone(), self.number())),
             place: Some(Place { parent: self.parent, name }),
             ..State::default()
         };
@@ -181,7 +183,7 @@ impl Leaf {
     }
 
     /// Returns which object this is.
-    pub(super) fn key(&self) -> ObjectKey {
+    pub(crate) fn key(&self) -> ObjectKey {
         ObjectKey::new(self.layer.into(), self.id.0 >> FS_SHIFT, self.number())
     }
 
@@ -191,13 +193,23 @@ impl Leaf {
     }
 
     /// Returns the node's number.
-    pub(super) const fn id(&self) -> NodeId {
+    pub(crate) const fn id(&self) -> NodeId {
         self.id
     }
 
     /// Returns the directory of the union that holds the file.
-    pub(super) fn parent(&self) -> &Inode {
+    pub(crate) const fn parent(&self) -> &Arc<Inode> {
         &self.parent
+    }
+
+    /// Returns the name in it.
+    pub(crate) fn name(&self) -> &[u8] {
+        self.name.as_bytes()
+    }
+
+    /// Returns its type.
+    pub(crate) const fn kind(&self) -> FileKind {
+        self.kind
     }
 
     /// Returns what callers see of it.

@@ -53,7 +53,7 @@ impl Fixture {
             ino,
             kind: FileKind::Regular,
             upper: None,
-            lower: Lower::File(Arc::clone(&self.dir), name.clone()),
+            lower: Lower::File(Arc::clone(&self.dir), name.clone(), ino),
             lower_data: None,
             index: None,
             parent: Arc::clone(&self.root),
@@ -92,9 +92,9 @@ fn a_leaf_grows_into_what_a_whole_node_would_have_been() {
         let lower = f.table.get(NodeId(ino)).unwrap();
         assert_eq!(place(&lower), name.as_bytes());
         assert!(
-            matches!(&lower.state.read().lower, Lower::File(_, own) if own.as_bytes() == name.as_bytes())
+            matches!(&lower.state.read().lower, Lower::File(_, own, _) if own.as_bytes() == name.as_bytes())
         );
-        assert_eq!((lower.ino, lower.on_upper()), (ino, false));
+        assert_eq!((lower.ino(), lower.on_upper()), (ino, false));
         let upper = f.table.get(NodeId(20)).unwrap();
         assert_eq!((place(&upper), upper.state.read().upper), (b"upper".to_vec(), Some(20)));
         assert_eq!((f.leaves(), f.table.count()), (0, 3));

@@ -4,6 +4,7 @@
 //! private, and what is opened comes back as a [`LowerFile`], not as a bare descriptor (fchmod, fchown, fsetxattr and
 //! futimens succeed on descriptors opened read-only).
 
+mod again;
 mod known;
 mod sunk;
 

@@ -3,8 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use parking_lot::RwLock;
-
 use super::lower::{LowerDir, LowerLayer};
 use super::owners::Owners;
 use super::upper::UpperLayer;
@@ -91,7 +89,7 @@ impl LayerStack {
             roots.extend(self.roots.iter().cloned());
         }
         Ok(Self {
-            upper: Some(next),
+            upper: Some(std::sync::Arc::new(next)),
             lowers,
             top,
             roots,
@@ -100,7 +98,7 @@ impl LayerStack {
             namespace: self.namespace,
             follow: self.follow,
             xino: self.xino,
-            devices: RwLock::new(self.devices.read().clone()),
+            devices: std::sync::Arc::clone(&self.devices),
         })
     }
 

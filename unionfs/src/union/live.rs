@@ -6,6 +6,7 @@ use super::Union;
 use crate::counts::{Stats, add};
 use crate::error::Result;
 use crate::options::MountOptions;
+use crate::reload::{self, Outdated};
 use crate::rotate;
 
 impl Union {
@@ -48,6 +49,27 @@ impl Union {
         *options = with_absolute_paths(&next);
         add(&self.tree.enter().counts.rotations, 1);
         Ok(())
+    }
+
+    /// Looks at the layers again, because they were changed by others: nothing is remembered of what is in them. Objects
+    /// that are where they were stay the same ones, and who holds another one open goes on with it. Requests wait
+    /// meanwhile. What the kernel remembers it must then be told to forget.
+    ///
+    /// # Errors
+    /// With `catalog=require`: a layer whose catalog does not count any more. Nothing is changed then.
+    pub(crate) fn reload(&self) -> Result<Outdated> {
+        let options = self.options.lock();
+        let stack = {
+            let tree = self.tree.enter();
+            tree.unfinished.finish_all();
+            tree.stack.looked_at_again(&options)?
+        };
+        let outdated = self.tree.exchange(|tree| match reload::reload(tree, stack) {
+            Ok((reloaded, outdated)) => (Some(reloaded), Ok(outdated)),
+            Err(error) => (None, Err(error)),
+        })?;
+        add(&self.tree.enter().counts.reloads, 1);
+        Ok(outdated)
     }
 
     /// Returns what was done so far, and what is held.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::Counters;
 use crate::fuse::handler::Handler;
+use crate::fuse::tell::{Tell, tell};
 use crate::union::Union;
 
 /// What commands work on.
@@ -17,6 +18,7 @@ pub struct Live {
     counters: Arc<Counters>,
     /// None: requests come through a library, which hands no files over.
     handler: Option<Arc<Handler>>,
+    kernel: Arc<dyn Tell>,
     /// What was decided at the start.
     modes: String,
 }
@@ -27,9 +29,10 @@ impl Live {
         union: Arc<Union>,
         counters: Arc<Counters>,
         handler: Option<Arc<Handler>>,
+        kernel: Arc<dyn Tell>,
         modes: String,
     ) -> Self {
-        Self { union, counters, handler, modes }
+        Self { union, counters, handler, kernel, modes }
     }
 
     /// Returns the counters as text: what `stats` answers.
@@ -59,12 +62,13 @@ impl Live {
                 }?;
                 Ok(self.union.layers())
             }
-            [b"reload"] => Err(Error::new(Errno::OPNOTSUPP)
-                .during("do", "reload")
-                .hint("what is remembered of a changed layer is forgotten by mounting anew, or mount with timeout=0")),
+            [b"reload"] => {
+                tell(&*self.kernel, &self.union.reload()?)?;
+                Ok(Vec::new())
+            }
             _ => Err(Error::new(Errno::INVAL)
                 .during("do", words.join(&b' '))
-                .hint("this server knows: stats [--json], layers, flush, rotate")),
+                .hint("this server knows: stats [--json], layers, flush, reload, rotate")),
         }
     }
 }
