@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
 
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
 use crate::file_io;
-use crate::inode::Inode;
+use crate::inode::{Data, Inode};
 use crate::name::NAME_MAX;
 use crate::ondisk::WHITEOUT_PREFIX;
 use crate::request::{Attr, Caller, FileKind, SetAttr, SetTime, StatFs};
@@ -64,15 +64,12 @@ pub(crate) fn setattr(tree: &Tree, caller: &Caller, inode: &Arc<Inode>, change: 
     let parts = tree.parts(inode);
     let _still = parts.as_ref().map(|parts| parts.hold_still());
     let apply = |object: Object<'_>| apply(tree, object, owner, change);
-    let stat = match by_name(tree, inode, &apply) {
+    let stat = match tree.by_name(inode, |dir, name| apply(Object::Name(dir, name))) {
         Some(stat) => stat?,
         None => apply(Object::Open(tree.pin_upper(inode)?.as_fd()))?,
     };
     file_io::note_mode(inode, stat.mode);
-    // The object's own count of links and blocks may not be those to show.
-    let shown_otherwise = inode.is_metacopy() || inode.state.read().index.is_some();
-    let stat = if shown_otherwise { tree.stat(inode)? } else { stat };
-    Ok(tree.attr(inode, &stat))
+    Ok(tree.attr(inode, &tree.shown_stat(inode, stat)))
 }
 
 /// Finishes a file before its mode forbids that to an ordinary user.
@@ -92,7 +89,12 @@ pub(crate) fn drop_set_gid(tree: &Tree, caller: &Caller, inode: &Arc<Inode>) -> 
     if inode.kind != FileKind::Regular {
         return Ok(());
     }
-    let stat = tree.stat(inode)?;
+    if let Some(Data::Upper(file)) = &*inode.data.read_recursive()
+        && !file.may_have_suid
+    {
+        return Ok(());
+    }
+    let stat = tree.own_stat(inode)?;
     if stat.mode & (SET_GID | libc::S_IXGRP) != SET_GID {
         return Ok(());
     }
@@ -114,24 +116,6 @@ enum Object<'a> {
     Name(BorrowedFd<'a>, &'a [u8]),
 }
 
-/// Calls `act` with the name of an object, if no descriptor of it is open and its directory is not just changing: two
-/// calls fewer than by a descriptor.
-fn by_name(tree: &Tree, inode: &Inode, act: &dyn Fn(Object<'_>) -> Result<Stat>) -> Option<Result<Stat>> {
-    if inode.is_dir() || inode.data.read().is_some() {
-        return None;
-    }
-    let place = inode.place()?;
-    let _names = place.parent.names.try_lock()?;
-    let unchanged = {
-        let state = inode.state.read();
-        let here = state.place.as_ref().is_some_and(|now| now.is(&place.parent, place.name.as_bytes()));
-        // A member of the index may have no object under its name.
-        here && state.pinned.is_none() && state.index.is_none()
-    };
-    let parent = tree.upper_fd(&place.parent).ok().filter(|_| unchanged)?;
-    Some(act(Object::Name(parent.as_fd(), place.name.as_bytes())))
-}
-
 fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr) -> Result<Stat> {
     if !tree.stack.upper_owners().are_inodes() {
         return match object {
@@ -149,7 +133,7 @@ fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr
     if let Some(mode) = change.mode {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         match object {
-            Object::Open(fd) => rustix::fs::chmodat(CWD, sys::proc_path(fd), mode, AtFlags::empty())?,
+            Object::Open(fd) => sys::set_mode(fd, mode)?,
             // No symbolic link: its kind was checked.
             Object::Name(dir, name) => rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?,
         }

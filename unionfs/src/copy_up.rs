@@ -19,16 +19,18 @@ use crate::copy_up::data::{DataCopy, Whereabouts};
 use crate::counts::add;
 use crate::error::{Errno, Error, Result};
 use crate::index;
-use crate::inode::{Data, Indexed, Inode, Lower, Place, State, UpperFile};
+use crate::inode::{Data, Indexed, Inode, Lower, LowerData, Place, State, UpperFile};
 use crate::inode_table::ObjectKey;
 use crate::ondisk::origin;
 use crate::request::FileKind;
 use crate::stack::lower::{LowerFile, LowerName};
 use crate::stack::marks;
+use crate::stack::settle;
 use crate::stack::upper::UpperLayer;
 use crate::stack::workdir::Temp;
 use crate::sys::{self, Stat};
 use crate::tree::{Tree, no_whiteouts};
+use crate::upper_file;
 use crate::verity;
 
 /// How much of the object the caller needs on the upper.
@@ -113,6 +115,8 @@ struct Built<'a> {
     temp: Temp<'a>,
     /// For reading and writing if it is a regular file, else for attributes.
     fd: Arc<OwnedFd>,
+    /// Device and inode number.
+    identity: (u64, u64),
     /// Where its data is.
     data: Whereabouts,
     /// Its place in the index, if the lower object has several names.
@@ -121,19 +125,31 @@ struct Built<'a> {
 
 impl CopyUp<'_> {
     fn run(&self) -> Result<()> {
-        let source = self.tree.pin_lower(self.inode)?;
+        let source = self.source()?;
         let stat = source.stat()?;
         let built = self.build(&source, &stat)?;
-        let bytes = if self.need == Need::Data && stat.kind() == FileKind::Regular { stat.size } else { 0 };
         self.publish(built, &stat)?;
         add(&self.tree.counts.copied_up, 1);
-        add(&self.tree.counts.copied_bytes, bytes);
         Ok(())
+    }
+
+    /// Returns what is copied, open for reading if its data is copied too.
+    fn source(&self) -> Result<LowerFile> {
+        let copies = matches!(self.need, Need::Data | Need::Safe) && self.inode.kind == FileKind::Regular;
+        if !copies || self.inode.is_metacopy() {
+            return self.tree.lower_object(self.inode);
+        }
+        match upper_file::open_lower_data(self.tree, self.inode) {
+            // Without data there is nothing to read.
+            Err(error) if error.is(Errno::ACCESS) => self.tree.lower_object(self.inode),
+            opened => opened,
+        }
     }
 
     fn build(&self, source: &LowerFile, stat: &Stat) -> Result<Built<'_>> {
         let temp = self.upper.workdir.temp();
         let fd = self.make(&temp, source, stat)?;
+        let new = sys::stat_fd(fd.as_fd())?;
         self.upper.workdir.attributes.born(fd.as_fd())?;
         let index = self.mark_origin(fd.as_fd(), stat)?;
         let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
@@ -141,7 +157,8 @@ impl CopyUp<'_> {
             Need::Data | Need::Safe if has_data => {
                 let (tree, upper, inode, need) = (self.tree, self.upper, &**self.inode, self.need);
                 let (linked, mode) = (index.is_some(), stat.mode);
-                DataCopy { tree, upper, inode, need, linked, mode }.run(fd.as_fd())?
+                let job = DataCopy { tree, upper, inode, need, linked, mode };
+                job.run(Some((source, stat)).filter(|_| source.is_open()), fd.as_fd())?
             }
             Need::Metadata if has_data => {
                 // Set while the mode still lets an ordinary user do it.
@@ -151,7 +168,7 @@ impl CopyUp<'_> {
             }
             _ => Whereabouts::Upper,
         };
-        metadata::copy(self.tree, source, stat, fd.as_fd(), self.need)?;
+        metadata::copy(self.tree, (source, stat), (fd.as_fd(), &new), self.need)?;
         if self.tree.policy.strict {
             match stat.kind() {
                 FileKind::Regular => sys::retry(|| rustix::fs::fsync(&fd))?,
@@ -160,7 +177,7 @@ impl CopyUp<'_> {
                 _ => {}
             }
         }
-        Ok(Built { temp, fd: Arc::new(fd), data, index })
+        Ok(Built { temp, fd: Arc::new(fd), identity: (new.dev, new.ino), data, index })
     }
 
     /// Stores where the object comes from: the lower's record, and the number it is shown with. Tells its place in the
@@ -242,7 +259,7 @@ impl CopyUp<'_> {
     /// Moves the object to its place and makes the node serve it: disk first, then memory.
     fn publish(&self, built: Built<'_>, stat: &Stat) -> Result<()> {
         loop {
-            let Some(place) = self.inode.place() else { return self.keep_unlinked(built) };
+            let Some(place) = self.inode.place() else { return self.keep_unlinked(built, stat) };
             let _names = place.parent.names.lock();
             // Renamed or unlinked while it was copied: look again.
             if !self
@@ -263,13 +280,13 @@ impl CopyUp<'_> {
     fn publish_at(&self, place: &Place, built: Built<'_>, stat: &Stat) -> Result<()> {
         let parent = self.tree.upper_fd(&place.parent)?;
         let before = sys::stat_fd(parent.as_fd())?;
-        let new = sys::stat_fd(built.fd.as_fd())?;
+        let (dev, ino) = built.identity;
         // Readers that began before see the old file to their end; who comes after sees the new one.
         let mut data = self.inode.data.write();
-        built.data.announce(self.tree, &built.fd, new.ino)?;
-        let Built { temp, fd, data: at, index } = built;
+        built.data.announce(self.tree, &built.fd, ino, settle::MARKS_OF_NEW)?;
+        let Built { temp, fd, data: at, index, .. } = built;
         if let Err(error) = self.publish_as(temp, index.as_deref(), parent.as_fd(), place.name.as_bytes()) {
-            self.tree.unfinished.take_back(new.ino);
+            self.tree.unfinished.take_back(ino);
             return Err(error);
         }
         self.tree.sync_names(parent.as_fd())?;
@@ -278,17 +295,17 @@ impl CopyUp<'_> {
         set_times(parent.as_fd(), &before)?;
         {
             let mut state = self.inode.state.write();
-            state.upper = Some(new.ino);
+            state.upper = Some(ino);
             state.index = index;
             state.lost_links = 0;
             if self.inode.is_dir() {
                 state.upper_whiteouts = no_whiteouts();
             } else {
-                leave_lower(&mut state, &at);
+                leave_lower(&mut state, &at, stat.blocks);
             }
         }
         let stack = &self.tree.stack;
-        let key = ObjectKey::new(stack.upper_number(), stack.device_index(new.dev), new.ino);
+        let key = ObjectKey::new(stack.upper_number(), stack.device_index(dev), ino);
         self.tree.table.rekey(self.inode, key, Some(&place.parent));
         self.serve(&mut data, fd, &at, stat);
         Ok(())
@@ -312,7 +329,7 @@ impl CopyUp<'_> {
     }
 
     /// The object lost its last name meanwhile: it goes on without one.
-    fn keep_unlinked(&self, built: Built<'_>) -> Result<()> {
+    fn keep_unlinked(&self, built: Built<'_>, source: &Stat) -> Result<()> {
         if self.inode.is_dir() {
             return Err(Error::new(Errno::NOENT));
         }
@@ -323,11 +340,11 @@ impl CopyUp<'_> {
             let mut state = self.inode.state.write();
             state.upper = Some(stat.ino);
             state.pinned = Some(Arc::new(pin));
-            leave_lower(&mut state, &built.data);
+            leave_lower(&mut state, &built.data, source.blocks);
         }
         self.tree.table.unkey(self.inode);
         if matches!(built.data, Whereabouts::InParts(_)) {
-            built.data.announce(self.tree, &built.fd, stat.ino)?;
+            built.data.announce(self.tree, &built.fd, stat.ino, settle::MARKS_OF_NEW)?;
         }
         self.serve(&mut data, built.fd, &built.data, &stat);
         drop(built.temp);
@@ -342,12 +359,13 @@ impl CopyUp<'_> {
     }
 }
 
-/// Takes the lower part away from a copied-up file; a metacopy keeps where its data is.
-fn leave_lower(state: &mut State, at: &Whereabouts) {
+/// Takes the lower part away from a copied-up file; a metacopy keeps where its data is, and how many blocks it has.
+fn leave_lower(state: &mut State, at: &Whereabouts, blocks: u64) {
     let lower = std::mem::take(&mut state.lower);
     match (lower, at) {
         (Lower::File(dir, name, _), Whereabouts::Lower) => {
-            state.lower_data.get_or_insert_with(|| Box::new(LowerName { dir, name }));
+            let file = LowerName { dir, name };
+            state.lower_data.get_or_insert_with(|| Box::new(LowerData { file, blocks }));
         }
         (_, Whereabouts::Lower) => {}
         _ => state.lower_data = None,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Counts {
     /// Objects copied up.
     pub copied_up: AtomicU64,
-    /// Bytes of them that were copied up, as the file's size tells.
+    /// Bytes of data that were copied, neither shared nor left out as holes.
     pub copied_bytes: AtomicU64,
     /// Names hidden.
     pub whiteouts: AtomicU64,

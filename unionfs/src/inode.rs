@@ -68,7 +68,7 @@ pub(crate) struct State {
     /// Its part on the lowers.
     pub lower: Lower,
     /// The lower file that holds the data, while the object itself holds only attributes (metacopy).
-    pub lower_data: Option<Box<LowerName>>,
+    pub lower_data: Option<Box<LowerData>>,
     /// Its place in the index, if it stands for a lower inode with several names.
     pub index: Option<Box<Indexed>>,
     /// Names `.wh.*` on the upper part of a directory that has lowers, once read.
@@ -89,6 +89,15 @@ pub(crate) struct State {
     pub unlinked: bool,
     /// It was not where it was when the layers were looked at again. What is found under its key is it.
     pub lost: bool,
+}
+
+/// A lower file that holds the data of a metacopy.
+#[derive(Clone, Debug)]
+pub(crate) struct LowerData {
+    /// Where it is.
+    pub file: LowerName,
+    /// Its blocks of 512 bytes, which the metacopy shows.
+    pub blocks: u64,
 }
 
 /// A member of the index.

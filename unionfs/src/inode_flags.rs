@@ -65,7 +65,7 @@ fn ask<T>(
     let answer = if inode.on_upper() {
         question(open_upper(tree, inode)?.as_fd())
     } else {
-        tree.pin_lower(inode)?.ask(question)
+        tree.lower_object(inode)?.ask(question)
     };
     Ok(answer?)
 }

@@ -20,11 +20,10 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use crate::error::{Errno, Error, Result};
-use crate::inode::{Indexed, Inode, KeyCell, Lower, Place, State};
+use crate::inode::{Indexed, Inode, KeyCell, Lower, LowerData, Place, State};
 use crate::name::FileName;
 use crate::request::{FileKind, NodeId};
 use crate::stack::FS_SHIFT;
-use crate::stack::lower::LowerName;
 pub(crate) use leaf::Leaf;
 pub(crate) use renewal::{Unsettled, lose};
 
@@ -271,7 +270,7 @@ pub(crate) struct Candidate {
     /// Part on the lowers.
     pub lower: Lower,
     /// Where its data is, if it holds only attributes.
-    pub lower_data: Option<LowerName>,
+    pub lower_data: Option<LowerData>,
     /// Its place in the index.
     pub index: Option<Box<Indexed>>,
     /// Where it was found.

@@ -584,6 +584,6 @@ fn is_xattr_whiteout(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &
     if !parent.xattr_whiteouts || stat.kind() != FileKind::Regular || stat.size != 0 {
         return Ok(false);
     }
-    let file = stack.lower(parent)?.pin(&stack.fds, parent, name)?;
+    let file = stack.lower(parent)?.object(&stack.fds, parent, name)?;
     Ok(file.mark(&stack.namespace.name("whiteout")).is_ok())
 }

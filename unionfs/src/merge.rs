@@ -230,8 +230,8 @@ fn shown_kind(stack: &LayerStack, names: Names<'_>, entry: &RawEntry<'_>) -> Res
             return Ok((!whiteout).then_some(FileKind::Regular));
         }
         (Some(FileKind::Regular), Names::Lower(dir)) if dir.xattr_whiteouts => {
-            let pin = stack.lower(dir)?.pin(&stack.fds, dir, entry.name)?;
-            let whiteout = pin.mark(&stack.namespace.name("whiteout")).is_ok() && pin.is_empty()?;
+            let object = stack.lower(dir)?.object(&stack.fds, dir, entry.name)?;
+            let whiteout = object.mark(&stack.namespace.name("whiteout")).is_ok() && object.is_empty()?;
             return Ok((!whiteout).then_some(FileKind::Regular));
         }
         (Some(FileKind::Regular), _) if !owners.are_inodes() => {}

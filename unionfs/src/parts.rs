@@ -4,11 +4,13 @@
 //! there only after its bytes are: what was half written is written again. Beyond `limit` nothing comes from the lower.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::{SeekFrom, Timespec, Timestamps};
 
+use crate::counts::{Counts, add};
 use crate::error::{Errno, Error, Result};
 use crate::request::Timestamp;
 use crate::stack::lower::LowerFile;
@@ -32,6 +34,7 @@ pub(crate) struct Parts {
     /// All blocks before this one are there. Changed under `map`.
     begun: AtomicU64,
     complete: AtomicBool,
+    counts: Arc<Counts>,
 }
 
 /// Which blocks are there.
@@ -95,13 +98,14 @@ impl Parts {
     /// Begins with an upper file that has the size of the lower and none of its data.
     ///
     /// `from` is the size from which files are copied in parts: blocks are no larger.
-    pub(crate) fn new(lower: LowerFile, stat: &Stat, from: u64) -> Self {
+    pub(crate) fn new(lower: LowerFile, stat: &Stat, from: u64, counts: Arc<Counts>) -> Self {
         let block = from.checked_next_power_of_two().unwrap_or(BLOCK).clamp(SMALLEST, BLOCK);
         let blocks = stat.size.div_ceil(block);
         let words = usize::try_from(blocks.div_ceil(64)).unwrap_or(usize::MAX);
         let map = Map { block, limit: stat.size, absent: blocks, present: vec![0; words] };
         let complete = AtomicBool::new(blocks == 0);
-        Self { lower, lower_blocks: stat.blocks, map: RwLock::new(map), begun: AtomicU64::new(0), complete }
+        let (map, begun) = (RwLock::new(map), AtomicU64::new(0));
+        Self { lower, lower_blocks: stat.blocks, map, begun, complete, counts }
     }
 
     /// Returns whether the upper file has everything: then it alone serves.
@@ -243,6 +247,7 @@ impl Parts {
                 }
                 sys::copy::write_all(upper, part.get(..got).ok_or(Error::new(Errno::IO))?, at)?;
                 at += got as u64;
+                add(&self.counts.copied_bytes, got as u64);
             }
         }
         blocks.for_each(|block| map.set_present(block));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Errno, Error, Result};
-use crate::inode::{Inode, Lower, Place, State};
+use crate::inode::{Inode, Lower, LowerData, Place, State};
 use crate::inode_table::{Candidate, InodeTable, Leaf, ObjectKey, Unsettled, lose};
 use crate::merge::Listing;
 use crate::name::FileName;
@@ -294,7 +294,10 @@ fn describe_unlinked(tree: &Tree, inode: &Inode) -> bool {
         other => Ok(other),
     };
     let Ok(now) = now else { return false };
-    let data = data.and_then(|data| Some(Box::new(LowerName { dir: again(&data.dir).ok()?, ..*data })));
+    let data = data.and_then(|data| {
+        let LowerData { file, blocks } = *data;
+        Some(Box::new(LowerData { file: LowerName { dir: again(&file.dir).ok()?, ..file }, blocks }))
+    });
     let mut state = inode.state.write();
     state.lower = now;
     if data.is_some() {

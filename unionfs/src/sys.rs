@@ -37,6 +37,14 @@ pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Er
     rustix::fs::utimensat(CWD, proc_path(fd), times, AtFlags::empty())
 }
 
+/// Sets the permission bits of an open object, also of one that was opened for attributes only.
+pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: Mode) -> Result<(), Errno> {
+    match rustix::fs::fchmod(fd, mode) {
+        Err(Errno::BADF) => rustix::fs::chmodat(CWD, proc_path(fd), mode, AtFlags::empty()),
+        result => result,
+    }
+}
+
 /// Opens `name` in `dir` without following a symbolic link.
 pub(crate) fn open_at(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;

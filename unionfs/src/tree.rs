@@ -5,6 +5,7 @@
 
 mod names;
 mod policy;
+mod reach;
 mod whiteouts;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +23,7 @@ use crate::identity;
 use crate::idle_files::IdleFiles;
 use crate::idmap::IdView;
 use crate::index::Index;
-use crate::inode::{Data, Inode, Lower, Place, State};
+use crate::inode::{Data, Inode, Lower, LowerData, Place, State};
 use crate::inode_table::{Candidate, InodeTable, Node, ObjectKey};
 use crate::lookup::{self, DirView, Found, LowerPart};
 use crate::name::{self, FileName};
@@ -30,15 +31,12 @@ use crate::options::MountOptions;
 use crate::parts::Parts;
 use crate::request::{Attr, FileKind, NodeId};
 use crate::stack::dir_fds::DirKey;
-use crate::stack::lower::{DirFd, LowerDir, LowerFile, LowerName};
+use crate::stack::lower::{DirFd, LowerDir, LowerName};
 use crate::stack::marks::{self, DirMarks};
 use crate::stack::{self, LayerStack};
 use crate::sys::{self, Stat};
 use crate::unfinished::Unfinished;
 pub(crate) use policy::Policy;
-
-/// How often a place is read again when the disk and the memory disagree, before giving up.
-const PLACE_TRIES: usize = 1000;
 
 /// The union in memory.
 #[derive(Debug)]
@@ -201,87 +199,18 @@ impl Tree {
         })
     }
 
-    /// Calls `act` with where an upper object is, until what it reached has the object's inode number.
-    pub(crate) fn reach<T>(
-        &self,
-        inode: &Inode,
-        act: impl Fn(BorrowedFd<'_>, &[u8]) -> std::result::Result<(T, u64), Errno>,
-    ) -> Result<T> {
-        for _ in 0..PLACE_TRIES {
-            let (place, wanted, index) = {
-                let state = inode.state.read();
-                (state.place.clone(), state.upper, state.index.clone())
-            };
-            if let (Some(indexed), Some(index)) = (index, &self.index) {
-                let (reached, ino) = act(index.fd(), &indexed.entry)?;
-                return if Some(ino) == wanted { Ok(reached) } else { Err(Error::new(Errno::IO)) };
-            }
-            let place = place.ok_or(inode.gone())?;
-            let parent = self.upper_fd(&place.parent)?;
-            match act(parent.as_fd(), place.name.as_bytes()) {
-                Ok((reached, ino)) if Some(ino) == wanted => return Ok(reached),
-                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => std::thread::yield_now(),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Err(Error::new(Errno::IO))
-    }
-
-    /// Opens a handle for attributes on an object's upper part.
-    pub(crate) fn pin_upper(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        if let Some(fd) = inode.open_upper() {
-            return Ok(fd);
-        }
-        if inode.is_dir() {
-            return match self.upper_fd(inode)? {
-                DirFd::Cached(fd) => Ok(fd),
-                DirFd::Root(fd) => Ok(Arc::new(fd.try_clone_to_owned()?)),
-            };
-        }
-        let pinned = self.reach(inode, |parent, name| {
-            let fd = sys::pin_at(parent, name)?;
-            let ino = sys::stat_fd(fd.as_fd())?.ino;
-            Ok((fd, ino))
-        })?;
-        Ok(Arc::new(pinned))
-    }
-
-    /// As [`Self::pin_upper`], of an object whose directory `dir` has its names locked.
-    pub(crate) fn pin_locked(&self, inode: &Inode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Arc<OwnedFd>> {
-        if inode.is_dir() || inode.state.read().index.is_some() {
-            return self.pin_upper(inode);
-        }
-        match inode.open_upper() {
-            Some(fd) => Ok(fd),
-            None => Ok(Arc::new(sys::pin_at(dir, name)?)),
-        }
-    }
-
-    /// Opens a handle for attributes on an object's lower part: for a directory the topmost.
-    pub(crate) fn pin_lower(&self, inode: &Inode) -> Result<LowerFile> {
-        let lower = inode.state.read().lower.clone();
-        match lower {
-            Lower::File(dir, name, _) => self.stack.lower(&dir)?.pin(&self.stack.fds, &dir, name.as_bytes()),
-            Lower::Dirs(dirs) => {
-                let dir = dirs.first().ok_or(Error::new(Errno::NOENT))?;
-                self.stack.lower(dir)?.pin_dir(&self.stack.fds, dir)
-            }
-            Lower::Held(file) => file.again(),
-            Lower::None => Err(inode.gone()),
-        }
-    }
-
     /// Returns the attributes of the object that serves a node, from its layer.
     pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
-        let mut stat = self.own_stat(inode)?;
+        let stat = self.own_stat(inode)?;
+        Ok(self.shown_stat(inode, stat))
+    }
+
+    /// Returns what a node shows whose object has these attributes: links and blocks may be counted elsewhere.
+    pub(crate) fn shown_stat(&self, inode: &Inode, mut stat: Stat) -> Stat {
         let state = inode.state.read();
         stat.nlink = shown_links(&state, stat.nlink);
-        let data = state.lower_data.clone();
-        drop(state);
-        if let Some(data) = data {
-            stat.blocks = self.lower_blocks(&data).unwrap_or(stat.blocks);
-        }
-        Ok(stat)
+        stat.blocks = state.lower_data.as_ref().map_or(stat.blocks, |data| data.blocks);
+        stat
     }
 
     /// Returns how many blocks a lower file has.
@@ -290,7 +219,8 @@ impl Tree {
         Ok(layer.stat(&self.stack.fds, &file.dir, file.name.as_bytes())?.blocks)
     }
 
-    fn own_stat(&self, inode: &Inode) -> Result<Stat> {
+    /// Returns the attributes of the object itself.
+    pub(crate) fn own_stat(&self, inode: &Inode) -> Result<Stat> {
         let owners = self.stack.upper_owners();
         if let Some(Data::Upper(file)) = &*inode.data.read_recursive() {
             return match file.parts() {
@@ -468,6 +398,7 @@ impl Tree {
         if let Some(data) = &data {
             stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
         }
+        let blocks = stat.blocks;
         if upper.is_some() {
             stat = self.unfinished.stat(stat.ino, self.stack.upper_owners()).unwrap_or(Ok(stat))?;
         }
@@ -481,7 +412,7 @@ impl Tree {
                 LowerPart::File(dir) if identity.index.is_none() => Lower::File(dir, name.clone(), stat.ino),
                 LowerPart::None | LowerPart::File(_) => Lower::None,
             },
-            lower_data: data,
+            lower_data: data.map(|file| LowerData { file, blocks }),
             index: identity.index,
             parent: Arc::clone(parent),
             name,

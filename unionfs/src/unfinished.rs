@@ -22,7 +22,7 @@ use crate::parts::Parts;
 use crate::stack::attributes::NATIVE;
 use crate::stack::lease::Lease;
 use crate::stack::owners::Owners;
-use crate::stack::settle::{self, Durability};
+use crate::stack::settle::{self, Durability, Marks};
 use crate::stack::upper::UpperLayer;
 use crate::sys::Stat;
 
@@ -71,6 +71,8 @@ pub(crate) struct File {
     ino: u64,
     fd: Arc<OwnedFd>,
     parts: Option<Arc<Parts>>,
+    /// Those it may have.
+    marks: Marks,
     /// Held while it is finished.
     stage: Mutex<Stage>,
     /// What it suffers from was said.
@@ -107,7 +109,13 @@ impl Unfinished {
     }
 
     /// Adds a marked file, before others can see it.
-    pub(crate) fn add(&self, ino: u64, fd: Arc<OwnedFd>, parts: Option<Arc<Parts>>) -> Result<()> {
+    pub(crate) fn add(
+        &self,
+        ino: u64,
+        fd: Arc<OwnedFd>,
+        parts: Option<Arc<Parts>>,
+        marks: Marks,
+    ) -> Result<()> {
         let shared = self.shared.as_ref().ok_or(Error::new(Errno::IO))?;
         self.start(shared)?;
         if shared.files.lock().by_ino.len() >= shared.room {
@@ -117,6 +125,7 @@ impl Unfinished {
             ino,
             fd,
             parts,
+            marks,
             stage: Mutex::new(Stage::Marked),
             complained: AtomicBool::new(false),
         });
@@ -255,7 +264,7 @@ impl Shared {
             settle::remark(&NATIVE, file.fd.as_fd(), self.namespace, Extent::Ranges, self.writer)?;
             return Err(error);
         }
-        settle::unmark(&NATIVE, file.fd.as_fd(), self.namespace)?;
+        settle::unmark(&NATIVE, file.fd.as_fd(), self.namespace, file.marks)?;
         *stage = Stage::Finished;
         drop(stage);
         self.remove(file.ino);

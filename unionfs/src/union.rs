@@ -19,7 +19,7 @@ use crate::handles::{DirHandle, Snapshot};
 use crate::inode::{Data, Inode};
 use crate::inode_table::Node;
 use crate::merge::{self, ListedName, Listing};
-use crate::options::MountOptions;
+use crate::options::{MountOptions, Verity};
 use crate::rename::End;
 use crate::request::{
     Attr, Caller, DirEntry, Entry, Fh, FileKind, NodeId, Opened, RenameMode, SetAttr, StatFs,
@@ -73,6 +73,12 @@ impl Union {
         tree.stat(&inode).map_or(0, |stat| stat.size)
     }
 
+    /// Returns whether a change of attributes may copy data up.
+    pub fn attributes_need_data(&self) -> bool {
+        let tree = self.tree.enter();
+        !tree.policy.metacopy || tree.policy.verity != Verity::Off
+    }
+
     /// Returns whether to give the object another name may have to wait until its copy is safe on the disk.
     pub fn waits_to_move(&self, node: NodeId) -> bool {
         let tree = self.tree.enter();
@@ -117,7 +123,7 @@ impl Union {
             return Err(Error::new(Errno::INVAL));
         }
         if !inode.on_upper() {
-            return tree.pin_lower(&inode)?.link_target();
+            return tree.lower_object(&inode)?.link_target();
         }
         let pin = tree.pin_upper(&inode)?;
         Ok(crate::sys::link_target(pin.as_fd())?)

@@ -93,7 +93,7 @@ pub(crate) fn open_lower_data(tree: &Tree, inode: &Inode) -> Result<LowerFile> {
     let (dir, name, number) = {
         let state = inode.state.read();
         match (&state.lower_data, &state.lower) {
-            (Some(data), _) => (Arc::clone(&data.dir), data.name.clone(), None),
+            (Some(data), _) => (Arc::clone(&data.file.dir), data.file.name.clone(), None),
             (None, Lower::File(dir, name, number)) => (Arc::clone(dir), name.clone(), Some(*number)),
             (None, Lower::Held(file)) => return file.again(),
             _ if state.lost => return Err(Error::new(Errno::STALE)),

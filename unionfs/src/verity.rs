@@ -25,7 +25,7 @@ pub(crate) fn check(tree: &Tree, inode: &Inode, data: &LowerFile) -> Result<()> 
     let value = if inode.on_upper() {
         tree.stack.attributes().get(tree.pin_upper(inode)?.as_fd(), &name)?
     } else {
-        tree.pin_lower(inode)?.mark(&name)?
+        tree.lower_object(inode)?.mark(&name)?
     };
     let demanded = metacopy::parse(&value).map_err(|_| refuse("its metacopy mark is malformed"))?;
     judge(tree.policy.verity, demanded.as_ref(), || data.verity_digest()).map_err(refuse)

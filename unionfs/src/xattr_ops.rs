@@ -31,13 +31,17 @@ pub(crate) fn get(tree: &Tree, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
     offered(tree)?;
     let value = if inode.on_upper() {
         let stored = stored_name(tree, name, Errno::NODATA)?;
-        let value = tree.stack.attributes().get(tree.pin_upper(inode)?.as_fd(), &stored);
+        let attributes = tree.stack.attributes();
+        let value = match tree.by_name(inode, |dir, file| attributes.get_at(dir, file, &stored)) {
+            Some(value) => value,
+            None => attributes.get(tree.pin_upper(inode)?.as_fd(), &stored),
+        };
         let owners = tree.stack.upper_owners();
         value.and_then(|value| owners.shown_value(name, value, || tree.stat(inode)))
     } else if !may_be_made_up(name) && is_bare(tree, inode) {
         Err(Error::new(Errno::NODATA))
     } else {
-        tree.pin_lower(inode)?.xattr(name)
+        tree.lower_object(inode)?.xattr(name)
     };
     match value {
         // "No labels here" stops programs that list a directory from asking for each file; "no label" does not.
@@ -116,12 +120,16 @@ pub(crate) fn list(tree: &Tree, inode: &Inode) -> Result<Vec<u8>> {
     offered(tree)?;
     let names = if inode.on_upper() {
         let owners = tree.stack.upper_owners();
-        let listed = tree.stack.attributes().list(tree.pin_upper(inode)?.as_fd());
+        let attributes = tree.stack.attributes();
+        let listed = match tree.by_name(inode, |dir, file| attributes.list_at(dir, file)) {
+            Some(names) => names,
+            None => attributes.list(tree.pin_upper(inode)?.as_fd()),
+        };
         listed.map(|names| sys::xattr::names(&names).filter_map(|name| owners.shown_name(name)).collect())
     } else if is_bare(tree, inode) {
         Ok(Vec::new())
     } else {
-        tree.pin_lower(inode)?.xattr_names()
+        tree.lower_object(inode)?.xattr_names()
     };
     let names = match names {
         Err(error) if error.is(Errno::OPNOTSUPP) => Vec::new(),

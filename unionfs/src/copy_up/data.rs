@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::copy_up::Need;
+use crate::counts::add;
 use crate::error::{Errno, Result};
 use crate::inode::Inode;
 use crate::ondisk::unfinished::Extent;
@@ -16,7 +17,7 @@ use crate::ondisk::{Namespace, capability};
 use crate::options::Verity;
 use crate::parts::Parts;
 use crate::stack::lower::LowerFile;
-use crate::stack::settle::{self, Durability};
+use crate::stack::settle::{self, Durability, Marks};
 use crate::stack::upper::UpperLayer;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
@@ -52,18 +53,27 @@ pub(super) struct DataCopy<'a> {
 
 impl DataCopy<'_> {
     /// Gives `to` the data; it has none, and shows nothing of what is written: nobody sees it, or it is marked as a metacopy.
-    pub(super) fn run(&self, to: BorrowedFd<'_>) -> Result<Whereabouts> {
+    /// `from` is the lower file with the data, if it is open.
+    pub(super) fn run(&self, from: Option<(&LowerFile, &Stat)>, to: BorrowedFd<'_>) -> Result<Whereabouts> {
+        if let Some((from, stat)) = from {
+            return self.copy(from, stat, to);
+        }
         let from = upper_file::open_lower_data(self.tree, self.inode)?;
-        let stat = from.stat()?;
+        self.copy(&from, &from.stat()?, to)
+    }
+
+    fn copy(&self, from: &LowerFile, stat: &Stat, to: BorrowedFd<'_>) -> Result<Whereabouts> {
         let shared = from.share_data_with(to, &self.upper.no_reflink)?;
         let namespace = self.marks();
         let in_parts = self.tree.policy.parts_from.filter(|&size| stat.size >= size && !shared);
         if let (Some(namespace), Some(smallest)) = (namespace, in_parts)
-            && self.may_go_in_parts(&from, &stat)
+            && self.may_go_in_parts(from, stat)
             && reserve(to, stat.size)?
         {
             settle::mark(to, namespace, Extent::Ranges, self.upper.writer)?;
-            return Ok(Whereabouts::InParts(Arc::new(Parts::new(from, &stat, smallest))));
+            let from = upper_file::open_lower_data(self.tree, self.inode)?;
+            let counts = Arc::clone(&self.tree.counts);
+            return Ok(Whereabouts::InParts(Arc::new(Parts::new(from, stat, smallest, counts))));
         }
         // Sharing blocks is a change like that of an attribute: where those are written in order, it is safe before the
         // name is.
@@ -78,7 +88,9 @@ impl DataCopy<'_> {
             if !safe && namespace.is_some() {
                 sys::retry(|| rustix::fs::ftruncate(to, stat.size))?;
             }
-            from.copy_data_to(to)?;
+            from.copy_data_to(to, stat)?;
+            let data = stat.size.min(stat.blocks.saturating_mul(BLOCK));
+            add(&self.tree.counts.copied_bytes, data);
         }
         match namespace {
             _ if safe => Ok(Whereabouts::Upper),
@@ -149,16 +161,17 @@ pub(super) fn empty(to: BorrowedFd<'_>, namespace: Namespace, upper: &UpperLayer
     // Killed in between, it is the old file: its size, 0 then, says nothing while it has this mark.
     settle::remark(&upper.workdir.attributes, to, namespace, Extent::Ranges, upper.writer)?;
     sys::retry(|| rustix::fs::ftruncate(to, 0))?;
-    settle::unmark(&upper.workdir.attributes, to, namespace)
+    settle::unmark(&upper.workdir.attributes, to, namespace, settle::MARKS)
 }
 
 impl Whereabouts {
-    /// Makes the list of unfinished files know the file, before others can see it.
-    pub(super) fn announce(&self, tree: &Tree, fd: &Arc<OwnedFd>, ino: u64) -> Result<()> {
+    /// Makes the list of unfinished files know the file with these marks, before others can see it.
+    pub(super) fn announce(&self, tree: &Tree, fd: &Arc<OwnedFd>, ino: u64, marks: Marks) -> Result<()> {
         match self {
             Self::Upper | Self::Lower => Ok(()),
-            Self::Unfinished => tree.unfinished.add(ino, Arc::clone(fd), None),
-            Self::InParts(parts) => tree.unfinished.add(ino, Arc::clone(fd), Some(Arc::clone(parts))),
+            Self::Unfinished | Self::InParts(_) => {
+                tree.unfinished.add(ino, Arc::clone(fd), self.parts(), marks)
+            }
         }
     }
 

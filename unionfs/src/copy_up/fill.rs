@@ -38,9 +38,9 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     };
     // Readers that began before read the lower to their end; who comes after reads the same bytes here.
     let mut data = inode.data.write();
-    at.announce(tree, &file.fd, before.ino)?;
+    at.announce(tree, &file.fd, before.ino, settle::MARKS)?;
     if matches!(at, Whereabouts::Upper) {
-        settle::unmark(&upper.workdir.attributes, file.fd.as_fd(), namespace)?;
+        settle::unmark(&upper.workdir.attributes, file.fd.as_fd(), namespace, settle::MARKS)?;
     }
     // Without privilege the writing took set-id bits away, or the mode had to let this process write.
     if sys::stat_fd(file.fd.as_fd())?.mode != before.mode {
@@ -63,7 +63,7 @@ fn copy(tree: &Tree, inode: &Inode, need: Need, file: &UpperFile, before: &Stat)
         if upper.owners.are_inodes() { before.mode } else { upper.owners.stat_fd(file.fd.as_fd())?.mode };
     let job = DataCopy { tree, upper, inode, need, linked, mode };
     let capability = sys::xattr::get(file.fd.as_fd(), capability::NAME).ok();
-    let at = job.run(file.fd.as_fd())?;
+    let at = job.run(None, file.fd.as_fd())?;
     if let Some(capability) = capability {
         sys::xattr::set(file.fd.as_fd(), capability::NAME, &capability, 0)?;
     }

@@ -7,7 +7,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use crate::copy_up::{Need, set_times};
 use crate::error::{Errno, Error, Result};
@@ -21,15 +21,15 @@ use crate::tree::Tree;
 
 /// Gives `to` everything that `source` has but its data.
 pub(crate) fn copy_all(tree: &Tree, source: &LowerFile, stat: &Stat, to: BorrowedFd<'_>) -> Result<()> {
-    copy(tree, source, stat, to, Need::Data)
+    let now = sys::stat_fd(to)?;
+    copy(tree, (source, stat), (to, &now), Need::Data)
 }
 
-/// Gives `to`, an object in the workdir, everything that `source` has but its data.
+/// Gives `to`, an object with the owner of `now`, everything that `source` has but its data.
 pub(super) fn copy(
     tree: &Tree,
-    source: &LowerFile,
-    stat: &Stat,
-    to: BorrowedFd<'_>,
+    (source, stat): (&LowerFile, &Stat),
+    (to, now): (BorrowedFd<'_>, &Stat),
     need: Need,
 ) -> Result<()> {
     let owners = tree.stack.upper_owners();
@@ -43,10 +43,9 @@ pub(super) fn copy(
         copy_xattr(tree, source, to, name)?;
     }
     if owners.are_inodes() || stat.kind() == FileKind::Symlink {
-        copy_owner(tree, stat, to)?;
+        copy_owner(tree, stat, (to, now))?;
         if stat.kind() != FileKind::Symlink {
-            let mode = Mode::from_raw_mode(stat.mode & 0o7777);
-            rustix::fs::chmodat(CWD, sys::proc_path(to), mode, AtFlags::empty())?;
+            sys::set_mode(to, Mode::from_raw_mode(stat.mode & 0o7777))?;
         }
     } else {
         let (uid, gid) = (tree.uids.carried(stat.uid), tree.gids.carried(stat.gid));
@@ -88,8 +87,7 @@ fn copy_xattr(tree: &Tree, source: &LowerFile, to: BorrowedFd<'_>, name: &[u8]) 
     }
 }
 
-fn copy_owner(tree: &Tree, stat: &Stat, to: BorrowedFd<'_>) -> Result<()> {
-    let now = sys::stat_fd(to)?;
+fn copy_owner(tree: &Tree, stat: &Stat, (to, now): (BorrowedFd<'_>, &Stat)) -> Result<()> {
     let (uid, gid) = (tree.uids.carried(stat.uid), tree.gids.carried(stat.gid));
     let uid = (now.uid != uid).then(|| Uid::from_raw(uid));
     let gid = (now.gid != gid).then(|| Gid::from_raw(gid));

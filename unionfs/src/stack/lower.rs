@@ -5,6 +5,7 @@
 //! futimens succeed on descriptors opened read-only).
 
 mod again;
+mod file;
 mod known;
 mod sunk;
 
@@ -20,7 +21,6 @@ use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
 use crate::ondisk::Namespace;
 use crate::ondisk::catalog::{BlockAt, Object};
-use crate::ondisk::metacopy::Digest;
 use crate::ondisk::record::Record;
 use crate::ondisk::unfinished::Writer;
 use crate::options::{MountOptions, UuidPolicy};
@@ -35,6 +35,8 @@ use crate::stack::settle;
 use crate::stack::sidecar::Sidecar;
 use crate::sys::dirents::RawEntry;
 use crate::sys::{self, Stat};
+use file::At;
+pub(crate) use file::LowerFile;
 
 /// One read-only layer. Clones share the descriptor.
 #[derive(Clone, Debug)]
@@ -164,122 +166,6 @@ pub(crate) struct LowerName {
     pub dir: Arc<LowerDir>,
     /// The name in it.
     pub name: FileName,
-}
-
-/// An object of a lower layer, held open. It can be read; nothing about it can be changed.
-#[derive(Debug)]
-pub(crate) struct LowerFile {
-    fd: OwnedFd,
-    mount_ids: Option<Arc<MountIds>>,
-    owners: Owners,
-    attributes: Arc<Attributes>,
-}
-
-impl LowerFile {
-    /// Returns the attributes.
-    pub(crate) fn stat(&self) -> Result<Stat> {
-        let stat = sys::stat_fd(self.fd.as_fd())?;
-        let stat = self.mount_ids.as_ref().map_or(stat, |ids| ids.on_disk(stat));
-        Ok(self.owners.show(stat, |name| sys::xattr::get(self.fd.as_fd(), name))?)
-    }
-
-    /// Reads at `offset`.
-    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        Ok(sys::retry(|| rustix::io::pread(&self.fd, &mut *buffer, offset))?)
-    }
-
-    /// Returns whether it has no data.
-    pub(crate) fn is_empty(&self) -> Result<bool> {
-        Ok(sys::stat_fd(self.fd.as_fd())?.size == 0)
-    }
-
-    /// Returns the value of a mark of the layer.
-    pub(crate) fn mark(&self, name: &[u8]) -> Result<Vec<u8>> {
-        self.attributes.get(self.fd.as_fd(), name)
-    }
-
-    /// Returns the value of an extended attribute that programs name.
-    ///
-    /// # Errors
-    /// ENODATA if there is none, also for the layer's own marks.
-    pub(crate) fn xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        let stored = self.owners.stored_name(name).ok_or(Error::new(Errno::NODATA))?;
-        let value = self.attributes.get(self.fd.as_fd(), &stored)?;
-        let value = match &self.mount_ids {
-            Some(ids) => ids.value_on_disk(name, value),
-            None => value,
-        };
-        self.owners.shown_value(name, value, || self.stat())
-    }
-
-    /// Returns the names of the extended attributes that programs see.
-    pub(crate) fn xattr_names(&self) -> Result<Vec<Vec<u8>>> {
-        let stored = self.attributes.list(self.fd.as_fd())?;
-        Ok(sys::xattr::names(&stored).filter_map(|name| self.owners.shown_name(name)).collect())
-    }
-
-    /// Calls `question` with a descriptor for reading, for what only ioctl(2) tells.
-    pub(crate) fn ask<T>(
-        &self,
-        question: impl FnOnce(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
-    ) -> std::result::Result<T, Errno> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = sys::proc_path(self.fd.as_fd());
-        question(sys::retry(|| rustix::fs::openat(CWD, &*path, flags, Mode::empty()))?.as_fd())
-    }
-
-    /// Returns the digest by which fs-verity protects it.
-    pub(crate) fn verity_digest(&self) -> std::result::Result<Digest, Errno> {
-        let (algorithm, bytes) = sys::verity::measure(self.fd.as_fd())?;
-        Ok(Digest { algorithm: u8::try_from(algorithm).map_err(|_| Errno::NODATA)?, bytes })
-    }
-
-    /// Returns where data or a hole begins, as lseek(2) does.
-    pub(crate) fn seek(&self, from: rustix::fs::SeekFrom) -> Result<u64> {
-        Ok(rustix::fs::seek(&self.fd, from)?)
-    }
-
-    /// Makes the empty file `to` share all data, unless the file systems cannot. Returns whether that was done.
-    pub(crate) fn share_data_with(&self, to: BorrowedFd<'_>, no_reflink: &AtomicBool) -> Result<bool> {
-        if no_reflink.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        match sys::copy::reflink(self.fd.as_fd(), to) {
-            Ok(()) => Ok(true),
-            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
-                no_reflink.store(true, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY | Errno::BADF) => Ok(false),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// Copies all data into the empty file `to`.
-    pub(crate) fn copy_data_to(&self, to: BorrowedFd<'_>) -> Result<()> {
-        let stat = self.stat()?;
-        let sparse = stat.blocks.saturating_mul(512) < stat.size;
-        Ok(sys::copy::copy_sparse(self.fd.as_fd(), to, stat.size, sparse)?)
-    }
-
-    /// Copies a range into `to`, in the kernel.
-    pub(crate) fn copy_range_to(
-        &self,
-        offset: u64,
-        to: BorrowedFd<'_>,
-        to_offset: u64,
-        len: usize,
-    ) -> Result<usize> {
-        let (mut from_at, mut to_at) = (offset, to_offset);
-        Ok(sys::retry(|| {
-            rustix::fs::copy_file_range(&self.fd, Some(&mut from_at), to, Some(&mut to_at), len)
-        })?)
-    }
-
-    /// Returns the target of a symbolic link that was opened without following it.
-    pub(crate) fn link_target(&self) -> Result<Vec<u8>> {
-        Ok(sys::link_target(self.fd.as_fd())?)
-    }
 }
 
 impl LowerLayer {
@@ -522,12 +408,12 @@ impl LowerLayer {
 
     /// Takes what was opened beside the layer, such as an entry of the index, to be read and not changed.
     pub(crate) fn beside(&self, fd: OwnedFd) -> LowerFile {
-        LowerFile { mount_ids: None, ..self.file(fd) }
+        LowerFile { mount_ids: None, ..self.file(At::Open(fd)) }
     }
 
-    fn file(&self, fd: OwnedFd) -> LowerFile {
+    fn file(&self, at: At) -> LowerFile {
         let attributes = Arc::clone(&self.attributes);
-        LowerFile { fd, mount_ids: self.mount_ids.clone(), owners: self.owners, attributes }
+        LowerFile { at, mount_ids: self.mount_ids.clone(), owners: self.owners, attributes }
     }
 
     /// Opens `name` in `dir` for reading its data.
@@ -538,17 +424,21 @@ impl LowerLayer {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let file = sys::open_quietly(self.dir_fd(fds, dir)?.as_fd(), name.as_bytes(), flags)?;
         self.check_file(fds, dir, name, file.as_fd())?;
-        Ok(self.file(file))
+        Ok(self.file(At::Open(file)))
     }
 
-    /// Opens `name` in `dir` for its attributes.
-    pub(crate) fn pin(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<LowerFile> {
-        Ok(self.file(sys::pin_at(self.dir_fd(fds, dir)?.as_fd(), name)?))
+    /// Returns `name` in `dir`, to be asked for its attributes.
+    pub(crate) fn object(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<LowerFile> {
+        let dir = match self.dir_fd(fds, dir)? {
+            DirFd::Root(_) => Arc::clone(&self.root),
+            DirFd::Cached(fd) => fd,
+        };
+        Ok(self.file(At::Name(dir, name.into())))
     }
 
     /// Opens `dir` itself for its attributes.
     pub(crate) fn pin_dir(&self, fds: &DirFds, dir: &LowerDir) -> Result<LowerFile> {
-        Ok(self.file(self.dir_fd(fds, dir)?.as_fd().try_clone_to_owned()?))
+        Ok(self.file(At::Open(self.dir_fd(fds, dir)?.as_fd().try_clone_to_owned()?)))
     }
 
     /// Returns what the directory's own names and attributes say about the layers below, read once.

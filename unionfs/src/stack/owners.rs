@@ -4,9 +4,9 @@
 //! then an inode belongs to this process, has a mode with which it can be used, and is a regular file in the place of a device,
 //! pipe or socket. Objects without a record, and of other types, show their inode.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::acl::{self, Acl};
@@ -272,6 +272,5 @@ pub(crate) fn usable_mode(mode: u32) -> u32 {
 }
 
 fn change_mode(fd: BorrowedFd<'_>, mode: u32) -> std::result::Result<(), Errno> {
-    let mode = Mode::from_raw_mode(mode & 0o7777);
-    rustix::fs::chmodat(CWD, sys::proc_path(fd.as_fd()), mode, AtFlags::empty())
+    sys::set_mode(fd, Mode::from_raw_mode(mode & 0o7777))
 }

@@ -106,9 +106,21 @@ pub(crate) fn write_back(fd: BorrowedFd<'_>, durability: Durability) -> Result<(
     }
 }
 
+/// Marks of a file that is not safe yet, in the order in which they go.
+pub(crate) type Marks = &'static [&'static str];
+/// Those of a file that was made a moment ago.
+pub(crate) const MARKS_OF_NEW: Marks = &["metacopy", UNFINISHED];
+/// Those of one that was a metacopy, and may have been moved as such.
+pub(crate) const MARKS: Marks = &["metacopy", "redirect", UNFINISHED];
+
 /// Takes the marks away: from here on the upper file is the file.
-pub(crate) fn unmark(attributes: &Attributes, fd: BorrowedFd<'_>, namespace: Namespace) -> Result<()> {
-    for mark in ["metacopy", "redirect", UNFINISHED] {
+pub(crate) fn unmark(
+    attributes: &Attributes,
+    fd: BorrowedFd<'_>,
+    namespace: Namespace,
+    marks: Marks,
+) -> Result<()> {
+    for mark in marks {
         match attributes.remove(fd, &namespace.name(mark)) {
             Err(error) if !error.is(Errno::NODATA) => return Err(error),
             _ => {}
@@ -149,7 +161,7 @@ pub(crate) fn settle(
     let settled = if whole { Settled::Whole } else { Settled::Old };
     let done = match settled {
         Settled::Whole => write_back(file.fd.as_fd(), durability)
-            .and_then(|()| unmark(attributes, file.fd.as_fd(), namespace)),
+            .and_then(|()| unmark(attributes, file.fd.as_fd(), namespace, MARKS)),
         Settled::Old => revert(attributes, file.fd.as_fd(), namespace, lower),
     };
     file.restore()?;

@@ -136,7 +136,7 @@ impl Layer<'_> {
                 if object.stat.size > 0 {
                     let data = self.view.open_data(object)?;
                     if !data.share_data_with(fd.as_fd(), &self.no_reflink)? {
-                        data.copy_data_to(fd.as_fd())?;
+                        data.copy_data_to(fd.as_fd(), &data.stat()?)?;
                     }
                 }
                 fd

@@ -160,7 +160,7 @@ impl View {
         Ok(marks::read_file_marks(layer.attributes(), fd.as_fd(), name, namespace, follow)?.origin)
     }
 
-    /// Opens an object for its attributes.
+    /// Returns an object, to be asked for its attributes.
     pub(crate) fn pin(&self, object: &Object) -> Result<LowerFile> {
         if let Some(dir) = object.parts.first() {
             return self.stack.lower(dir)?.pin_dir(&self.stack.fds, dir);
@@ -169,7 +169,7 @@ impl View {
             return Ok(self.upper()?.beside(sys::pin_at(index.as_fd(), entry)?));
         }
         let place = object.place.as_ref().ok_or(Error::new(Errno::IO))?;
-        self.stack.lower(&place.dir)?.pin(&self.stack.fds, &place.dir, place.name.as_bytes())
+        self.stack.lower(&place.dir)?.object(&self.stack.fds, &place.dir, place.name.as_bytes())
     }
 
     /// Opens the data of a regular file.

@@ -28,15 +28,20 @@ impl Handler {
                         && self.copies_much(header.node))
             }
             Request::Setattr(change) => {
-                let empties = change.valid.contains(SetattrValid::SIZE) && change.size == 0;
-                careful || (!empties && self.copies_much(header.node))
+                let copies = match change.valid.contains(SetattrValid::SIZE).then_some(change.size) {
+                    Some(0) => false,
+                    Some(_) => self.copies_much(header.node),
+                    None => self.copies_much_for_attributes(header.node),
+                };
+                careful || copies
             }
             Request::Link { node, .. } => {
                 careful || self.copies_much(*node) || self.union.waits_to_move(*node)
             }
-            Request::Setxattr { .. } | Request::Removexattr { .. } | Request::Write { .. } => {
-                careful || self.copies_much(header.node)
+            Request::Setxattr { .. } | Request::Removexattr { .. } => {
+                careful || self.copies_much_for_attributes(header.node)
             }
+            Request::Write { .. } => careful || self.copies_much(header.node),
             Request::Rename { name, new_parent, new_name, flags } => {
                 careful
                     || self.copies_much_named(header.node, name)
@@ -62,6 +67,10 @@ impl Handler {
             || self.union.waits_to_move(entry.node);
         self.union.forget(entry.node, 1);
         much
+    }
+
+    fn copies_much_for_attributes(&self, node: NodeId) -> bool {
+        self.union.attributes_need_data() && self.copies_much(node)
     }
 
     fn copies_much(&self, node: NodeId) -> bool {

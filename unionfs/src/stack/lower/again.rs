@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::{LowerFile, LowerLayer};
+use super::{At, LowerFile, LowerLayer};
 use crate::error::Result;
 use crate::stack::owners::Owners;
 use crate::sys;
@@ -20,6 +20,10 @@ impl LowerFile {
     /// Holds it once more.
     pub(crate) fn again(&self) -> Result<Self> {
         let (mount_ids, attributes) = (self.mount_ids.clone(), Arc::clone(&self.attributes));
-        Ok(Self { fd: self.fd.try_clone()?, mount_ids, owners: self.owners, attributes })
+        let at = match &self.at {
+            At::Open(fd) => At::Open(fd.try_clone()?),
+            At::Name(dir, name) => At::Name(Arc::clone(dir), name.clone()),
+        };
+        Ok(Self { at, mount_ids, owners: self.owners, attributes })
     }
 }
