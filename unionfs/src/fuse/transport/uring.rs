@@ -285,8 +285,10 @@ impl Queue {
 
     fn request(&mut self, mut entry: Entry) {
         let commit_id = commit_id(&mut entry);
+        let careful = self.careful > 0;
+        self.careful = self.careful.saturating_sub(1);
         // One entry stays with the kernel, or the callers on this processor would wait for the workers.
-        if self.pending + 1 < DEPTH && takes_long(&self.handler, &mut entry, self.careful > 0) {
+        if self.pending + 1 < DEPTH && takes_long(&self.handler, &mut entry, careful) {
             self.pending += 1;
             let (handler, outbox) = (Arc::clone(&self.handler), Arc::clone(&self.outbox));
             self.workers.submit(move || {
@@ -296,8 +298,9 @@ impl Queue {
         } else {
             let start = Instant::now();
             answer(&self.handler, &mut entry, &mut self.scratch);
-            let waited = start.elapsed() > SLOW && self.disk.was_read();
-            self.careful = if waited { CAREFUL } else { self.careful.saturating_sub(1) };
+            if start.elapsed() > SLOW && self.disk.was_read() {
+                self.careful = CAREFUL;
+            }
             self.commit(entry, commit_id);
         }
     }
