@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use e2e::mounted::scratch;
+use e2e::mounted::{over_fuser, scratch};
 use e2e::require;
+use e2e::require::skip;
 use e2e::sys::{extended_flags, generation, set_extended_flags};
 use e2e::tree::{Kind, LayerTree};
 use rustix::fs::{AtFlags, CWD, IFlags, StatxFlags, XattrFlags};
@@ -16,6 +17,9 @@ use crate::{Seen, same, union};
 #[test]
 fn birth_times_are_shown_and_stay() {
     require!(Fuse, Union);
+    if over_fuser() {
+        return skip("interface::attributes", "the fuser crate knows no times of birth");
+    }
     let scratch = scratch();
     let mut mounted = union(scratch.path(), &[LayerTree::new().file("f", "1").dir("d")], "");
     let birth = |path: &Path| {

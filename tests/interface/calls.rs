@@ -7,7 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use e2e::mounted::over_fuser;
 use e2e::require;
+use e2e::require::skip;
 use e2e::tree::LayerTree;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
 use rustix::io::Errno;
@@ -17,6 +19,9 @@ use crate::{OWN_TRANSPORT, Seen, same, same_over};
 #[test]
 fn unnamed_files_are_made_and_named() {
     require!(Fuse, Union);
+    if over_fuser() {
+        return skip("interface::calls", "the fuser crate knows no O_TMPFILE");
+    }
     let lowers = [LayerTree::new().dir("d").mode("d", 0o2775).file("d/there", "1")];
     same_over(&OWN_TRANSPORT, &lowers, |root, seen| {
         let flags = OFlags::TMPFILE | OFlags::RDWR;

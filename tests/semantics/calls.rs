@@ -49,11 +49,15 @@ fn syncfs_of_the_mount_answers_and_is_not_needed_for_the_layers_to_have_the_data
 fn the_fuser_transport_makes_no_unnamed_files_and_shows_node_numbers() {
     require!(Fuse, Union);
     let tree = LayerTree::new().file("a", "1").hardlink("b", "a");
-    for (transport, unnamed, same) in [("dev", true, true), ("fuser", false, false)] {
+    for (transport, unnamed, born, same) in [("dev", true, true, true), ("fuser", false, false, false)] {
         let union = Fixture::new(std::slice::from_ref(&tree), &format!(",index=off,transport={transport}"));
         let opened = rustix::fs::open(union.at(""), OFlags::TMPFILE | OFlags::RDWR, Mode::from(0o600));
         assert_eq!(opened.err(), (!unnamed).then_some(Errno::OPNOTSUPP), "{transport}");
         let ino = |name: &str| fs::metadata(union.at(name)).unwrap().ino();
+        let flags = rustix::fs::StatxFlags::BTIME;
+        let stat =
+            rustix::fs::statx(rustix::fs::CWD, union.at("a"), rustix::fs::AtFlags::empty(), flags).unwrap();
+        assert_eq!(stat.stx_mask & flags.bits() != 0, born, "{transport}");
         // Without an index two names of a lower file are two nodes, which one number cannot stand for.
         assert_eq!(ino("a") == ino("b"), same, "{transport}");
     }

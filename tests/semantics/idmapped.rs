@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use e2e::idmapped::{Idmapped, Shift};
+use e2e::mounted::over_fuser;
 use e2e::require;
 use e2e::tree::LayerTree;
 use e2e::user::{Role, is_real_root, run_again};
@@ -40,6 +41,9 @@ fn an_idmapped_mount_shows_and_stores_shifted_owners() {
         return e2e::require::skip("semantics::idmapped", "needs root of a namespace with 12000 ids");
     }
     for transport in ["", ",transport=dev", ",transport=uring"] {
+        if transport.is_empty() && over_fuser() {
+            continue;
+        }
         if transport.contains("uring") && !offers_uring() {
             e2e::require::say("semantics::idmapped: io_uring is not offered here");
             continue;

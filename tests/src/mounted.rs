@@ -42,6 +42,11 @@ pub fn scratch() -> tempfile::TempDir {
     directory
 }
 
+/// Returns whether mounts are to speak through the fuser crate, which knows no O_TMPFILE and one number for a node.
+pub fn over_fuser() -> bool {
+    std::env::var("E2E_OPTIONS").is_ok_and(|options| options.contains("transport=fuser"))
+}
+
 /// The directories of a union.
 #[derive(Clone, Debug)]
 pub struct Layers {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::execute::{Outcome, Session};
+use crate::mounted::over_fuser;
 use crate::operation::{Op, Step};
 use crate::snapshot::Snapshot;
 
@@ -67,7 +68,7 @@ impl Tolerance {
     fn allows(self, op: &Op, outcome: &Outcome) -> bool {
         match (op, outcome) {
             (Op::Rename { .. } | Op::Link { .. }, Outcome::Failed(libc::EXDEV)) => self.exdev,
-            (Op::Tmpfile { .. }, Outcome::Failed(libc::EOPNOTSUPP)) => self.tmpfile,
+            (Op::Tmpfile { .. }, Outcome::Failed(libc::EOPNOTSUPP)) => self.tmpfile || over_fuser(),
             _ => false,
         }
     }

@@ -35,6 +35,7 @@ pub use self::counters::{Counted, Counters};
 use crate::error::{Errno, Result};
 use crate::options::MountOptions;
 use crate::request::{Attr, Entry, NodeId, Opened};
+use crate::sys::process::in_user_namespace;
 use crate::union::Union;
 
 /// Node numbers are never given to another object while the kernel remembers them.
@@ -76,6 +77,8 @@ pub struct FuseAdapter {
     max_write: u32,
     syncs: bool,
     xattrs: bool,
+    /// No caller has rights of the host.
+    in_user_namespace: bool,
 }
 
 impl FuseAdapter {
@@ -94,6 +97,7 @@ impl FuseAdapter {
             max_write: options.max_write,
             syncs: options.fsync.syncs(),
             xattrs: !options.noxattrs,
+            in_user_namespace: in_user_namespace(),
         }
     }
 

@@ -17,8 +17,9 @@ use fuser::{
 
 use super::convert::{self, caller, fh, file_attr, file_type, negative_attr, node, rename_mode, set_time};
 use super::{CONGESTION_THRESHOLD, FuseAdapter, GENERATION, MAX_BACKGROUND};
-use crate::error::Errno;
+use crate::error::{Errno, Result};
 use crate::request::{DirEntry, Entry, Fh, Opened, SetAttr};
+use crate::sys::process::Rights;
 use crate::union::Union;
 
 thread_local! {
@@ -35,10 +36,28 @@ fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     }
 }
 
-/// Returns whether `req` may not keep set-id bits through a change of size. The kernel tells by a bit of the request
-/// that fuser does not show; who is not root is taken to lack the right, as almost everywhere.
-fn kills_suidgid(req: &Request) -> bool {
-    req.uid() != 0
+/// The attribute whose change takes the set-group-id bit of a file from who is not in its group.
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+/// Takes the set-group-id bit of a file whose access ACL `req` has changed, unless that one may keep it. The kernel tells
+/// by a flag of the request that fuser does not know. Who is not to be seen is taken for a member of the group.
+fn drop_set_gid(union: &Union, req: &Request, ino: INodeNo) -> Result<()> {
+    let attr = union.getattr(node(ino), None)?;
+    if attr.perm & libc::S_ISGID == 0
+        || Rights::of(req.pid()).is_none_or(|rights| rights.keep_set_gid(attr.gid))
+    {
+        return Ok(());
+    }
+    let change = SetAttr { mode: Some(attr.perm & !libc::S_ISGID), ..SetAttr::default() };
+    union.setattr(&caller(req, 0), node(ino), &change).map(drop)
+}
+
+impl FuseAdapter {
+    /// Returns whether `req` may not keep set-id bits through a change of size. The kernel tells by a bit of the request
+    /// that fuser does not show; only root of the host is taken to have the right, as almost everywhere.
+    fn kills_suidgid(&self, req: &Request) -> bool {
+        self.in_user_namespace || req.uid() != 0
+    }
 }
 
 impl fuser::Filesystem for FuseAdapter {
@@ -113,7 +132,7 @@ impl fuser::Filesystem for FuseAdapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             fh: handle.map(fh),
-            kill_suidgid: size.is_some() && kills_suidgid(req),
+            kill_suidgid: size.is_some() && self.kills_suidgid(req),
         };
         let work = |union: &Union| union.setattr(&caller(req, 0), node(ino), &change);
         self.answer(("setattr", ino), reply, work, |reply, attr| self.send_attr(reply, node(ino), &attr));
@@ -186,7 +205,8 @@ impl fuser::Filesystem for FuseAdapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let flags = flags.0.cast_unsigned();
-        let work = |union: &Union| union.open_file(&caller(req, 0), node(ino), flags, kills_suidgid(req));
+        let work =
+            |union: &Union| union.open_file(&caller(req, 0), node(ino), flags, self.kills_suidgid(req));
         let send = |reply: ReplyOpen, opened: Opened| {
             reply.opened(FileHandle(opened.fh.0), self.open_flags(&opened))
         };
@@ -390,7 +410,7 @@ impl fuser::Filesystem for FuseAdapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -402,7 +422,10 @@ impl fuser::Filesystem for FuseAdapter {
             // The kernel stops asking and tells programs ENOTSUP; so for the other three.
             return reply.error(fuser::Errno::ENOSYS);
         }
-        let work = |union: &Union| union.setxattr(node(ino), name.as_bytes(), value, flags.cast_unsigned());
+        let work = |union: &Union| {
+            union.setxattr(node(ino), name.as_bytes(), value, flags.cast_unsigned())?;
+            if name.as_bytes() == ACCESS_ACL { drop_set_gid(union, req, ino) } else { Ok(()) }
+        };
         self.answer(("setxattr", ino), reply, work, |reply, ()| reply.ok());
     }
 

@@ -39,6 +39,12 @@ impl Rights {
     }
 }
 
+/// Returns whether some ids of the host have no place in the user namespace of this process.
+pub(crate) fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_ascii_whitespace().ne(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

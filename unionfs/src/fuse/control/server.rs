@@ -14,6 +14,7 @@ use super::place::{MountId, open_directory, own_directories};
 use super::{GREETING, REQUEST_MAX};
 use crate::error::{Errno, Error, Result};
 use crate::sys;
+use crate::sys::process::in_user_namespace;
 
 /// How long a client may take to say what it wants, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -172,12 +173,6 @@ fn check_peer(connection: BorrowedFd<'_>) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Errno::PERM).during("control", "a mount of another user"))
-}
-
-/// Returns whether some ids of the host have no place here.
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    map.split_ascii_whitespace().ne(["0", "0", "4294967295"])
 }
 
 #[cfg(test)]
