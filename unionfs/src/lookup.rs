@@ -133,7 +133,7 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
     let mut target = Target::Name(name.to_vec());
     let mut on_upper = None;
     if let Some(upper) = dir.upper {
-        match stack.upper_owners().stat_at(upper, name) {
+        match stack.upper()?.stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if dir.unmarked => return Ok(Some(Found::new(stat, Some(None)))),
             Ok(stat) if !stat.is_dir() => {

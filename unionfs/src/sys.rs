@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps};
 
 use crate::error::Errno;
 
-pub(crate) use stat::{Stat, stat_at, stat_fd};
+pub(crate) use stat::{Stat, stat_at, stat_at_asking, stat_fd};
 
 /// How an object is named to a call that has no `*at` form: the magic link of an open descriptor.
 pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> String {

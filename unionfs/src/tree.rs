@@ -239,8 +239,9 @@ impl Tree {
             if inode.is_dir() {
                 return Ok(owners.stat_fd(self.upper_fd(inode)?.as_fd())?);
             }
+            let upper = self.stack.upper()?;
             return self
-                .reach(inode, |parent, name| owners.stat_at(parent, name).map(|stat| (stat, stat.ino)));
+                .reach(inode, |parent, name| upper.stat_at(parent, name).map(|stat| (stat, stat.ino)));
         }
         let lower = inode.state.read().lower.clone();
         match lower {

@@ -88,6 +88,11 @@ impl Owners {
         self.show(sys::stat_at(dir, name)?, |attribute| sys::xattr::get_at(dir, name, attribute))
     }
 
+    /// As [`Self::stat_at`], on a file system that has to be asked.
+    pub(crate) fn stat_at_asking(self, dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<Stat, Errno> {
+        self.show(sys::stat_at_asking(dir, name)?, |attribute| sys::xattr::get_at(dir, name, attribute))
+    }
+
     /// Returns the attributes that an open object shows.
     pub(crate) fn stat_fd(self, fd: BorrowedFd<'_>) -> std::result::Result<Stat, Errno> {
         self.show(sys::stat_fd(fd)?, |attribute| sys::xattr::get(fd, attribute))

@@ -37,6 +37,8 @@ pub(crate) struct UpperLayer {
     pub(crate) lease: Arc<Lease>,
     /// No lower could be reflinked here so far; asking again is a wasted call.
     pub(crate) no_reflink: AtomicBool,
+    /// The kernel may remember other attributes than those of now.
+    is_remote: bool,
 }
 
 impl UpperLayer {
@@ -62,7 +64,25 @@ impl UpperLayer {
         let writer = settle::writer(root.as_fd());
         let lease = Arc::new(Lease::new(root.as_fd(), workdir.base_fd(), writer)?);
         let no_reflink = AtomicBool::new(false);
-        Ok(Self { path, root, root_stat, workdir, features, owners, durability, writer, lease, no_reflink })
+        let kind = rustix::fs::fstatfs(&root)?.f_type;
+        Ok(Self {
+            path,
+            root,
+            root_stat,
+            workdir,
+            features,
+            owners,
+            durability,
+            writer,
+            lease,
+            no_reflink,
+            is_remote: REMOTE.contains(&kind),
+        })
+    }
+
+    /// Returns the attributes that `name` in a directory of the layer shows.
+    pub(crate) fn stat_at(&self, dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<Stat, Errno> {
+        if self.is_remote { self.owners.stat_at_asking(dir, name) } else { self.owners.stat_at(dir, name) }
     }
 
     /// Finishes what a killed server left behind whole; what is not whole is settled when it is looked up.
@@ -91,6 +111,9 @@ impl UpperLayer {
         (self.root_stat.dev, self.root_stat.ino)
     }
 }
+
+/// File systems whose server sets times of modification: FUSE, NFS.
+const REMOTE: [i64; 2] = [0x6573_5546, 0x6969];
 
 /// File systems that give an object another inode number when they have forgotten it: vfat, exFAT.
 const FLEETING_NUMBERS: [i64; 2] = [0x4d44, 0x2011_bab0];

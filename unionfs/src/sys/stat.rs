@@ -79,6 +79,17 @@ pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
     statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
 }
 
+/// As [`stat_at`], where the file system may remember attributes that are not those of now, such as another FUSE mount after
+/// a write: it is asked, unless another file system is mounted there.
+pub(crate) fn stat_at_asking(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
+    let known = stat_at(dir, name)?;
+    if known.mount_root {
+        return Ok(known);
+    }
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
+}
+
 /// Returns the attributes of an open object.
 pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
