@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -15,6 +15,24 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::{OWN_TRANSPORT, Seen, same, same_over};
+
+#[test]
+fn an_open_directory_without_a_name_can_be_changed() {
+    require!(Fuse, Union);
+    same(&[LayerTree::new().dir("d").mode("d", 0o755)], |root, seen| {
+        let dir = fs::File::open(root.join("d")).unwrap();
+        fs::remove_dir(root.join("d")).unwrap();
+        seen.note(
+            "mode",
+            dir.set_permissions(fs::Permissions::from_mode(0o700)).map_err(|e| e.raw_os_error()),
+        );
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        seen.note("time", dir.set_modified(time).map_err(|e| e.raw_os_error()));
+        let stat = dir.metadata().unwrap();
+        seen.note("stat", (stat.mode(), stat.modified().unwrap(), stat.nlink()));
+        seen.note("there", root.join("d").exists());
+    });
+}
 
 #[test]
 fn unnamed_files_are_made_and_named() {

@@ -49,9 +49,6 @@ fn program(
                 continue;
             }
             let (a, b) = (left.execute(&step), right.execute(&step));
-            if is_gone(&step.op, &a) {
-                continue;
-            }
             assert!(
                 a == b && !matches!(a, Outcome::Broken(_)),
                 "seed {seed}, call {calls}: {step:?}\n{a:?}\n{b:?}"
@@ -70,11 +67,6 @@ fn differs_on_tmpfs(op: &Op, root: &Path) -> bool {
     const TMPFS: i64 = 0x0102_1994;
     let is_tmpfs = || rustix::fs::statfs(root).is_ok_and(|stat| stat.f_type == TMPFS);
     matches!(op, Op::Allocate { .. }) && !is_real_root() && is_tmpfs()
-}
-
-/// Returns whether an open directory could not be changed because it is removed and only a lower had it.
-fn is_gone(op: &Op, outcome: &Outcome) -> bool {
-    matches!((op, outcome), (Op::ChmodHandle { .. }, Outcome::Failed(libc::ENOENT)))
 }
 
 /// Returns whether a call in `root` makes a mount of an ordinary user one that cannot be rotated.

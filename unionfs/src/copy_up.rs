@@ -49,8 +49,7 @@ pub(crate) enum Need {
 /// Makes sure that an object, and so every directory above it, is on the upper.
 ///
 /// # Errors
-/// EROFS without an upper; ENOENT if the object was removed and is a directory; what the layers answer. The union
-/// is then as it was.
+/// EROFS without an upper; what the layers answer. The union is then as it was.
 pub(crate) fn ensure_upper(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     tree.stack.upper()?;
     while !inode.on_upper() {
@@ -330,9 +329,6 @@ impl CopyUp<'_> {
 
     /// The object lost its last name meanwhile: it goes on without one.
     fn keep_unlinked(&self, built: Built<'_>, source: &Stat) -> Result<()> {
-        if self.inode.is_dir() {
-            return Err(Error::new(Errno::NOENT));
-        }
         let stat = self.upper.owners.stat_fd(built.fd.as_fd())?;
         let pin = sys::pin_at(self.upper.workdir.fd(), built.temp.name())?;
         let mut data = self.inode.data.write();
