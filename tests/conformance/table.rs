@@ -119,7 +119,7 @@ impl Subject {
                 _ if start.elapsed() > watchdog_limit() => Ended::TimedOut,
                 _ => Ended::Failed,
             };
-            verdict.add(&format!("history {seed}"), ended);
+            verdict.add(&format!("seed {seed:02}"), ended);
         }
         verdict
     }
@@ -156,7 +156,9 @@ fn beyond(measured: &Measured, plain: &Measured) -> Vec<String> {
             ("skipped", &verdict.skipped, &plain.skipped),
         ];
         for (kind, cases, plain) in kinds {
-            lines.extend(list(cases.difference(plain)).map(|list| format!("  - {suite}, {kind}: {list}")));
+            let whole = verdict.passed == 0 && cases.len() > 1;
+            let named = if whole { Some("all".to_owned()) } else { list(cases.difference(plain)) };
+            lines.extend(named.map(|named| format!("  - {suite}, {kind}: {named}")));
         }
     }
     lines
@@ -247,7 +249,7 @@ fn document(rows: &str, failures: &str) -> String {
     let commit = words("git", &["describe", "--always", "--dirty"]).concat();
     let stress_ng = words("stress-ng", &["--version"]).into_iter().nth(2).unwrap_or_default();
     let base = scratch();
-    let kind = words("stat", &["-f", "-c", "%T", &base.path().display().to_string()]).concat();
+    let kind = words("findmnt", &["-n", "-o", "FSTYPE", "-T", &base.path().display().to_string()]).concat();
     format!(
         "# Conformance\n\nWritten by `cargo xtask conformance` at commit {commit}. Linux {}, layers on {kind}.\n\n\
          - pjdfstest 0.2.2, cases.\n\
