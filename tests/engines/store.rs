@@ -38,7 +38,8 @@ const CONTAINERS: &str = "[containers]\nnetns = \"none\"\ncgroups = \"disabled\"
 impl Store {
     /// Makes an empty store below `scratch`.
     pub(crate) fn new(scratch: &Path, driver: Driver) -> Self {
-        let directory = scratch.join(format!("store-{}", driver.name()));
+        // A short name: podman takes 50 characters for the path of its `run`.
+        let directory = scratch.join(driver.name());
         let run = directory.join("xdg");
         std::fs::create_dir_all(&run).unwrap();
         std::fs::create_dir_all(directory.join("tmp")).unwrap();

@@ -9,7 +9,7 @@
 //! | `E2E_MOUNT_PROGRAM=PROGRAM` | the same, for showing a test on another program (fuse-overlayfs) |
 //! | `E2E_OPTIONS=,OPTION` | more mount options, a comma first, for every mount of the union |
 //! | `E2E_CATALOGS=1` | catalogs are made of all lower layers before every mount, and required |
-//! | `E2E_DIR=DIR` | where scratch directories are made, instead of the temporary directory |
+//! | `E2E_DIR=DIR` | where scratch directories are made, instead of the temporary directory; sockets and podman want a short path |
 //! | `E2E_UPPER_DIR=DIR` | where uppers and workdirs are made, instead of beside the lowers |
 //! | `E2E_OPS=N` | number of random operations of a parity run |
 //! | `E2E_SEED=N` | seed of a parity run |
