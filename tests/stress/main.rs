@@ -1,6 +1,7 @@
 //! Many threads at once, each on names of its own, so that every call has one right answer.
 
 mod shared;
+mod soak;
 
 use std::fs::File;
 use std::io::Result;

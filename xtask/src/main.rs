@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask ci | tidy | external-suites | conformance | engines | bench-report`, one file each.
+//! Project tasks: `cargo xtask ci | tidy | external-suites | conformance | engines | soak | bench-report`, one file each.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench_report;
 mod ci;
 mod conformance;
+mod soak;
 mod tidy;
 
 /// Runs a task of the project.
@@ -29,6 +30,8 @@ enum Task {
     Conformance(conformance::Arguments),
     /// Runs podman, buildah and docker on the union: builds, runs, commits, saves, loads. Needs the engines.
     Engines,
+    /// Loads each transport for minutes beside a plain directory, then fuzzes the parser of requests.
+    Soak(soak::Arguments),
     /// Measures ours beside native, kernel overlayfs and fuse-overlayfs; writes benches/results/DATE.
     BenchReport(bench_report::Arguments),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::ExternalSuites => conformance::install(),
         Task::Conformance(arguments) => conformance::run(&arguments),
         Task::Engines => ci::engines(),
+        Task::Soak(arguments) => soak::run(&arguments),
         Task::BenchReport(arguments) => bench_report::run(&arguments),
     };
     match outcome {
