@@ -97,6 +97,8 @@ pub struct MountOptions {
     pub max_write: u32,
     /// How requests travel between the kernel and the server.
     pub transport: Transport,
+    /// Whether idle processors are kept from halting while requests come.
+    pub spin: Spin,
     /// Who keeps track of open files.
     pub data: DataMode,
 
@@ -282,6 +284,16 @@ pub enum Transport {
     Fuser,
 }
 
+/// Whether threads of the lowest class keep idle processors from halting. Only own transports have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spin {
+    /// While requests follow each other closely, and as long as that takes processor time from nobody.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// Who keeps track of open files, and so how their data travels. Only own transports know other than `Handles`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DataMode {
@@ -434,6 +446,7 @@ impl Default for MountOptions {
             writeback: false,
             max_write: DEFAULT_MAX_WRITE,
             transport: Transport::default(),
+            spin: Spin::default(),
             data: DataMode::default(),
             flags: MountFlags::default(),
             allow_other: None,

@@ -4,12 +4,14 @@
 //! several threads. Where io_uring was agreed on, `uring` takes nearly all requests, and `dev` what still comes on the
 //! device: what needs no answer, and everything, should the kernel turn io_uring off after all.
 
+mod awake;
 mod backing;
 mod buffers;
 mod dev;
 mod disk;
 mod placement;
-mod spare;
+mod quota;
+mod running;
 mod sys;
 mod uring;
 mod workers;
@@ -17,6 +19,7 @@ mod workers;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use self::awake::Awake;
 use self::backing::DeviceRegister;
 use self::buffers::Buffers;
 use self::uring::Queues;
@@ -26,7 +29,7 @@ use super::handler::{Config, Handler, Negotiation, Primer};
 use super::wire::flags::InitFlags;
 use super::wire::{self, Header, InitIn, MAJOR, MINOR, Request};
 use crate::error::{Errno, Error, Result};
-use crate::options::MountOptions;
+use crate::options::{MountOptions, Spin};
 use crate::union::Union;
 
 /// A connection whose first exchange is done.
@@ -35,6 +38,7 @@ pub(super) struct Connection {
     device: Arc<OwnedFd>,
     handler: Arc<Handler>,
     queues: Option<(Queues, Arc<Workers>)>,
+    awake: Awake,
     /// How requests travel, and why so.
     reason: String,
 }
@@ -87,8 +91,9 @@ impl Connection {
         buffers.reply(&device, header.unique, len)?;
         // From here on the kernel lets requests wait until all queues serve.
         let workers = Arc::<Workers>::default();
+        let awake = Awake::new(options.spin == Spin::Auto);
         if let Some(queues) = &queues {
-            queues.start(&handler, &workers);
+            queues.start(&handler, &workers, &awake.vigil());
         }
         tracing::info!(
             "transport: {reason}; the kernel speaks FUSE {}.{}, we speak up to {MAJOR}.{MINOR}; in use: {:?}",
@@ -96,7 +101,7 @@ impl Connection {
             offer.minor,
             answer.flags
         );
-        Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)), reason })
+        Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)), awake, reason })
     }
 
     /// Returns who answers the requests.
@@ -129,8 +134,7 @@ impl Connection {
     ///
     /// The connection broke otherwise than by its end.
     pub(super) fn run(self) -> Result<()> {
-        let waits = if self.queues.is_some() { dev::Waits::Asleep } else { dev::Waits::Adaptively };
-        let served = dev::serve(&self.device, &self.handler, waits);
+        let served = dev::serve(&self.device, &self.handler, &self.awake.vigil());
         if let Some((queues, workers)) = self.queues {
             queues.join();
             workers.close();

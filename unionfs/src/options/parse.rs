@@ -137,6 +137,7 @@ impl MountOptions {
             b"writeback" => self.writeback = word.zero_one()?,
             b"max_write" => self.max_write = word.max_write()?,
             b"transport" => self.transport = word.one_of(show::TRANSPORT)?,
+            b"spin" => self.spin = word.one_of(show::SPIN)?,
             b"data" => self.data = word.one_of(show::DATA)?,
             b"fsname" => self.fsname = Some(word.text_value()),
             b"subtype" => self.subtype = Some(word.text_value()),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{
     AtimeMode, CatalogPolicy, CopyUpMode, DataMode, FsyncPolicy, MountFlags, MountOptions, RedirectDir,
-    SidecarUse, Transport, UuidPolicy, Verity, Whiteouts, XattrPermissions, Xino,
+    SidecarUse, Spin, Transport, UuidPolicy, Verity, Whiteouts, XattrPermissions, Xino,
 };
 
 /// The values of `redirect_dir`.
@@ -61,6 +61,9 @@ pub(super) const XATTR_PERMISSIONS: &[(&str, XattrPermissions)] =
 /// The values of `catalog`.
 pub(super) const CATALOG: &[(&str, CatalogPolicy)] =
     &[("auto", CatalogPolicy::Auto), ("off", CatalogPolicy::Off), ("require", CatalogPolicy::Require)];
+
+/// The values of `spin`.
+pub(super) const SPIN: &[(&str, Spin)] = &[("auto", Spin::Auto), ("off", Spin::Off)];
 
 /// The values of `transport`.
 pub(super) const TRANSPORT: &[(&str, Transport)] = &[
@@ -147,6 +150,7 @@ impl MountOptions {
         list.choice("writeback", &[("1", true)], Some(self.writeback))?;
         list.number("max_write", changed(self.max_write, default.max_write))?;
         list.choice("transport", TRANSPORT, changed(self.transport, default.transport))?;
+        list.choice("spin", SPIN, changed(self.spin, default.spin))?;
         list.choice("data", DATA, changed(self.data, default.data))?;
         list.switch("allow_other", self.allow_other == Some(true))?;
         list.switch("allow_root", self.allow_root)?;

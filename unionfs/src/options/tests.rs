@@ -265,9 +265,10 @@ prop_compose! {
             Just(CopyUpMode::Full),
             (1..u64::MAX).prop_map(CopyUpMode::Range),
         ],
-        (catalog, transport, data, xattr_permissions, whiteouts, sidecar) in (
+        (catalog, transport, spin, data, xattr_permissions, whiteouts, sidecar) in (
             prop::sample::select(show::CATALOG),
             prop::sample::select(show::TRANSPORT),
+            prop::sample::select(show::SPIN),
             prop::sample::select(show::DATA),
             prop::sample::select(show::XATTR_PERMISSIONS),
             prop::sample::select(show::WHITEOUTS),
@@ -292,6 +293,7 @@ prop_compose! {
             copy_up,
             catalog: catalog.1,
             transport: transport.1,
+            spin: spin.1,
             data: data.1,
             whiteouts: whiteouts.1,
             sidecar: sidecar.1,

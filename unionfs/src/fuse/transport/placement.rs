@@ -34,12 +34,6 @@ impl Placement {
         Self { allowed, pinned: None, client: 0, streak: 0, changes: 0 }
     }
 
-    /// Returns whether the thread was moved to its client, so that waiting without sleeping would keep the client from
-    /// running.
-    pub(super) const fn is_beside_client(&self) -> bool {
-        self.pinned.is_some()
-    }
-
     /// Learns that `client`, a thread's number, made a request, and moves this thread to it if it makes many.
     pub(super) fn served(&mut self, client: u32) {
         if self.allowed.is_none() || client == 0 {
@@ -129,11 +123,11 @@ mod tests {
         for _ in 0..FIRST {
             placement.served(std::process::id());
         }
-        assert!(placement.is_beside_client());
+        assert!(placement.pinned.is_some());
         for client in 1_000_000..1_000_000 + 2 * MIXED {
             placement.served(client);
         }
-        assert!(!placement.is_beside_client());
+        assert_eq!(placement.pinned, None);
         let allowed = rustix::thread::sched_getaffinity(None).unwrap();
         assert_eq!(Some(allowed), placement.allowed);
     }

@@ -3,15 +3,9 @@
 
 pub(super) mod ring;
 
-use std::ffi::c_uint;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-
-use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use crate::error::Errno;
-
-/// `FUSE_DEV_IOC_CLONE`: makes a freshly opened device another door to a connection.
-const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
 
 /// `FUSE_DEV_IOC_BACKING_OPEN` and `FUSE_DEV_IOC_BACKING_CLOSE`.
 const FUSE_DEV_IOC_BACKING_OPEN: libc::c_ulong = 0x4010_e501;
@@ -50,18 +44,18 @@ pub(super) fn backing_close(device: BorrowedFd<'_>, id: u32) -> Result<(), Errno
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// Opens another descriptor of the connection behind `device`, with its own file flags.
+/// Lets the calling thread run only where nobody else wants to.
 ///
 /// # Errors
 ///
-/// What open(2) of /dev/fuse and the ioctl answer; it is only a means to go faster.
-pub(super) fn clone_device(device: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let door = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC | flags, Mode::empty())?;
-    let connected = c_uint::try_from(device.as_raw_fd()).map_err(|_| Errno::BADF)?;
-    // JUSTIFICATION: the ioctl takes a pointer to a number; no library has it.
-    // SAFETY: both descriptors are open, and the kernel reads four bytes from `connected`, which lives on.
-    let result = unsafe { libc::ioctl(door.as_raw_fd(), FUSE_DEV_IOC_CLONE, &raw const connected) };
-    if result == 0 { Ok(door) } else { Err(last_errno()) }
+/// What the system call answers.
+pub(super) fn run_when_idle() -> Result<(), Errno> {
+    // SAFETY: all bytes zero is a value of this struct of numbers.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // JUSTIFICATION: no library has the class for one thread.
+    // SAFETY: the kernel reads the struct, which lives on; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 /// Returns the error of the system call that just failed.

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 use rustix::thread::CpuSet;
 
+use super::awake::Vigil;
 use super::disk::DiskReads;
 use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
 use super::workers::Workers;
@@ -48,8 +49,8 @@ const CAREFUL: u32 = 64;
 /// The pause after a system call failed for want of something.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What a queue's thread needs to start: the handler and the workers.
-type Start = (Arc<Handler>, Arc<Workers>);
+/// What a queue's thread needs to start: who answers, now or later, and who is told of it.
+type Start = (Arc<Handler>, Arc<Workers>, Arc<Vigil>);
 
 /// The threads of all queues, with their rings made.
 #[derive(Debug)]
@@ -96,9 +97,9 @@ impl Queues {
     }
 
     /// Lets the queues serve: to be called at once when io_uring was agreed on.
-    pub(super) fn start(&self, handler: &Arc<Handler>, workers: &Arc<Workers>) {
+    pub(super) fn start(&self, handler: &Arc<Handler>, workers: &Arc<Workers>, vigil: &Arc<Vigil>) {
         for (start, _) in &self.threads {
-            if start.send((Arc::clone(handler), Arc::clone(workers))).is_err() {
+            if start.send((Arc::clone(handler), Arc::clone(workers), Arc::clone(vigil))).is_err() {
                 tracing::error!("a queue's thread is gone");
             }
         }
@@ -161,13 +162,14 @@ fn queue_thread(
         Err(errno) => return tell(report, Err(errno)),
     };
     tell(report, Ok(()));
-    let Ok((handler, workers)) = started.recv() else { return };
+    let Ok((handler, workers, vigil)) = started.recv() else { return };
     let outbox = Arc::new(Outbox { finished: Mutex::default(), waker });
     let mut queue = Queue {
         ring,
         outbox,
         handler,
         workers,
+        vigil,
         scratch: Vec::new(),
         pending: 0,
         careful: 0,
@@ -228,6 +230,7 @@ struct Queue {
     outbox: Arc<Outbox>,
     handler: Arc<Handler>,
     workers: Arc<Workers>,
+    vigil: Arc<Vigil>,
     /// Names of the request that is being answered.
     scratch: Vec<u8>,
     /// Entries that workers have.
@@ -308,6 +311,7 @@ impl Queue {
     fn commit(&mut self, entry: Entry, commit_id: u64) {
         let committed = self.ring.commit(entry, commit_id);
         self.note(committed);
+        self.vigil.served();
     }
 }
 
