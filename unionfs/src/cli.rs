@@ -278,10 +278,10 @@ impl Place {
         let Self::Directory(target) = self else {
             return;
         };
+        let identity = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        let around: Vec<_> = target.ancestors().skip(1).filter_map(identity).collect();
         let layers = options.upperdir.iter().chain(&options.lowerdir);
-        let inside = |layer: &PathBuf| {
-            std::fs::canonicalize(layer).is_ok_and(|layer| target.starts_with(&layer) && *target != layer)
-        };
+        let inside = |layer: &PathBuf| identity(layer).is_some_and(|layer| around.contains(&layer));
         if layers.into_iter().any(inside) {
             complain(&"the mount point lies inside a layer and is not shown in the union");
             options.hidden.push(target.clone());

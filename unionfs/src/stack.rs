@@ -31,6 +31,7 @@ use crate::sys::{self, Stat};
 use attributes::{Attributes, NATIVE};
 use catalog::{Blocks, Usable, Viewer};
 use dir_fds::DirFds;
+use lower::open::Opener;
 use lower::{LowerDir, LowerLayer};
 use marks::Follow;
 use owners::Owners;
@@ -85,10 +86,11 @@ impl LayerStack {
         let mut notices = Vec::new();
         let userxattr = options.userxattr;
         let mut lowers = Vec::with_capacity(options.lowerdir.len());
+        let mut opener = Opener::new(options);
         // Read-only with an upper: it is the topmost of the layers that are read.
         let read_only_upper = options.upperdir.iter().filter(|_| options.is_read_only());
         for path in read_only_upper.chain(&options.lowerdir).chain(&options.datadir) {
-            lowers.push(LowerLayer::open(path, options)?);
+            lowers.push(opener.open(path)?);
         }
         use_catalogs(&mut lowers, options, &mut notices)?;
         if lowers.len() == options.datadir.len() {
@@ -103,7 +105,8 @@ impl LayerStack {
         let upper = open_upper(options, &lowers, &mut notices)?.map(Arc::new);
         hide_paths(&mut lowers, &options.hidden)?;
         if upper.is_some() {
-            hide_paths(&mut lowers, &check_overlap(options, &mut notices)?)?;
+            let inside = check_overlap(options, &lowers, &mut notices)?;
+            hide_paths(&mut lowers, &inside)?;
         }
         let namespace = match &upper {
             Some(upper) => upper.features.namespace.unwrap_or(Namespace::User),
@@ -282,12 +285,17 @@ fn use_catalogs(lowers: &mut [LowerLayer], options: &MountOptions, notices: &mut
     if options.catalog == CatalogPolicy::Off || changing {
         return Ok(());
     }
-    let (viewer, blocks) = (Viewer::this_process()?, Arc::<Blocks>::default());
+    let blocks = Arc::<Blocks>::default();
+    let mut known = None;
+    let mut viewer = || match known {
+        Some(viewer) => Ok(viewer),
+        None => Viewer::this_process().map(|viewer| *known.insert(viewer)),
+    };
     let mut used = 0;
     // A read-only upper is the first of the layers and may change between mounts.
     let above = lowers.len() - options.lowerdir.len() - options.datadir.len();
     for (layer, path) in lowers.iter_mut().skip(above).zip(&options.lowerdir) {
-        let usable = layer.use_catalog(path, viewer, &blocks).unwrap_or_else(|error| {
+        let usable = layer.use_catalog(&mut viewer, &blocks).unwrap_or_else(|error| {
             notices.push(format!("a catalog is not used: {error}"));
             Usable::No("it cannot be read")
         });
@@ -384,7 +392,11 @@ fn absolute(path: &Path) -> PathBuf {
 
 /// Refuses layers that would change under the union's own feet: a lower inside the upper or workdir, upper and
 /// workdir inside each other. Returns upper and workdir if they lie inside a lower: there they are not shown.
-fn check_overlap(options: &MountOptions, notices: &mut Vec<String>) -> Result<Vec<PathBuf>> {
+fn check_overlap(
+    options: &MountOptions,
+    lowers: &[LowerLayer],
+    notices: &mut Vec<String>,
+) -> Result<Vec<PathBuf>> {
     let (Some(upper), Some(work)) = (&options.upperdir, &options.workdir) else { return Ok(Vec::new()) };
     let (upper, work) = (absolute(upper), absolute(work));
     let bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
@@ -394,15 +406,14 @@ fn check_overlap(options: &MountOptions, notices: &mut Vec<String>) -> Result<Ve
             .hint("workdir and upperdir must be separate directories, neither inside the other"));
     }
     let mut inside = Vec::new();
-    for lower in options.lowerdir.iter().chain(&options.datadir) {
-        let lower = absolute(lower);
+    for lower in lowers.iter().map(|layer| &layer.real) {
         for writable in [&upper, &work] {
             if lower.starts_with(writable) {
                 return Err(Error::new(Errno::LOOP)
-                    .during("use lower layer", bytes(&lower))
+                    .during("use lower layer", bytes(lower))
                     .hint("a lower layer must not lie inside upperdir or workdir"));
             }
-            if writable.starts_with(&lower) {
+            if writable.starts_with(lower) {
                 notices
                     .push(format!("{} lies inside a lower layer and is not shown there", writable.display()));
                 inside.push(writable.clone());

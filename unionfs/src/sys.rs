@@ -103,6 +103,18 @@ pub(crate) fn link_target(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     Ok(target)
 }
 
+/// Returns the text of a file of /proc or /sys that says one thing, so that one call reads all of it.
+pub(crate) fn read_setting(path: &str) -> Result<String, Errno> {
+    let file = retry(|| rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))?;
+    let mut text = vec![0; SETTING_MAX];
+    let len = retry(|| rustix::io::read(&file, &mut *text))?;
+    text.truncate(len);
+    String::from_utf8(text).map_err(|_| Errno::INVAL)
+}
+
+/// Longest text of a setting, in bytes.
+const SETTING_MAX: usize = 4096;
+
 /// Calls again what a signal interrupted.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {

@@ -87,8 +87,7 @@ impl Tree {
             None => ObjectKey::new(stack.top, device, identity.1),
         };
         let overflow = |kind: &str| {
-            let text =
-                std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}")).unwrap_or_default();
+            let text = sys::read_setting(&format!("/proc/sys/kernel/overflow{kind}")).unwrap_or_default();
             text.trim().parse::<u32>().unwrap_or(65534)
         };
         let policy = Policy::new(options, &stack);

@@ -48,7 +48,8 @@ impl Union {
     /// What is wrong with which layer. Nothing is left behind.
     pub fn open(options: &MountOptions) -> Result<Self> {
         let (tree, notices) = Tree::open(options)?;
-        Ok(Self { tree: Gate::new(tree), options: Mutex::new(live::with_absolute_paths(options)), notices })
+        let options = Mutex::new(live::with_absolute_paths(options, &tree.stack.lowers));
+        Ok(Self { tree: Gate::new(tree), options, notices })
     }
 
     /// Returns facts and fallbacks that were decided at open, a line each.

@@ -10,7 +10,8 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -154,8 +155,10 @@ fn signals() -> SigSet {
 struct Watched {
     union: Arc<Union>,
     live: Live,
-    /// Where commands come from, if that could be had.
-    control: Option<Control>,
+    /// Where commands come from, once that is there, if it could be had.
+    control: OnceLock<Control>,
+    /// Where files for this user's session are.
+    runtime: Option<PathBuf>,
     /// Where the mount is; unknown if somebody else has mounted.
     target: Option<PathBuf>,
     /// What the kernel is to open first.
@@ -184,17 +187,19 @@ pub fn run(
     let watched = Arc::new(Watched {
         live: server.live(Arc::clone(&union)),
         union,
-        control: target.as_deref().and_then(|target| listen(target, runtime.as_deref())),
+        control: OnceLock::new(),
+        runtime,
         target,
         primer: server.primer(),
         ended: Mutex::new(false),
         end: Condvar::new(),
     });
-    let (on_signal, first_request, commanded) =
-        (Arc::clone(&watched), Arc::clone(&watched), Arc::clone(&watched));
-    start("control", move || commanded.take_commands())?;
+    let (on_signal, commanded) = (Arc::clone(&watched), Arc::clone(&watched));
+    start("control", move || {
+        commanded.report_usable(leaver);
+        commanded.take_commands();
+    })?;
     start("signals", move || on_signal.take_signals())?;
-    start("first-request", move || first_request.report_usable(leaver))?;
     let result = server.run();
     watched.stop_listening();
     *watched.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -221,15 +226,18 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     started.map(drop).map_err(|error| Error::from(error).during("start thread", name))
 }
 
-/// Makes the first requests to the mount on `target` and waits for their answers.
+/// What the first requests became.
+type Asked = JoinHandle<std::result::Result<(), Errno>>;
+
+/// Makes the first requests to the mount on `target`.
 ///
 /// In a thread of its own: one that answers requests would wait for itself; and without the device, because a thread that
 /// waits for an answer cannot be killed, so that a killed server would never close it.
-fn ask(target: PathBuf, primer: Option<Arc<Primer>>) -> Result<()> {
+fn ask(target: PathBuf, primer: Option<Arc<Primer>>) -> Result<Asked> {
     let work = move || {
         sys::let_go_of_descriptors();
-        rustix::fs::statfs(&target)?;
-        if let Err(error) = read_ahead::raise(&target) {
+        let device = rustix::fs::stat(&target)?.st_dev;
+        if let Err(error) = read_ahead::raise(device) {
             tracing::debug!("the kernel's read-ahead stays as it is: {error}");
         }
         if let Some(Err(error)) = primer.map(|primer| primer.prime(&target)) {
@@ -238,16 +246,23 @@ fn ask(target: PathBuf, primer: Option<Arc<Primer>>) -> Result<()> {
         Ok(())
     };
     let asker = std::thread::Builder::new().name("asker".to_owned()).spawn(work);
-    let asker = asker.map_err(|error| Error::from(error).during("start thread", "asker"))?;
-    let answer: std::result::Result<(), Errno> = asker.join().unwrap_or(Err(Errno::IO));
+    asker.map_err(|error| Error::from(error).during("start thread", "asker"))
+}
+
+/// Waits for the answers to the first requests.
+fn answered(asker: Asked) -> Result<()> {
+    let answer = asker.join().unwrap_or(Err(Errno::IO));
     answer.map_err(|errno| Error::new(errno).during("use", "mount"))
 }
 
 impl Watched {
-    /// Makes a request and waits for its answer, then lets the caller go.
+    /// Makes a request and waits for its answer, then lets the caller go. Commands are listened for by then.
     fn report_usable(&self, leaver: Leaver) {
-        let answered = self.target.clone().map_or(Ok(()), |target| ask(target, self.primer.clone()));
-        let left = answered.and_then(|()| leaver.leave());
+        let asker = self.target.clone().map(|target| ask(target, self.primer.clone())).transpose();
+        if let Some(control) = self.target.as_deref().and_then(|at| listen(at, self.runtime.as_deref())) {
+            self.control.get_or_init(|| control);
+        }
+        let left = asker.and_then(|asker| asker.map_or(Ok(()), answered)).and_then(|()| leaver.leave());
         if let Err(error) = left {
             tracing::error!("{error}");
             self.stop();
@@ -256,13 +271,13 @@ impl Watched {
     }
 
     fn take_commands(&self) {
-        if let Some(control) = &self.control {
+        if let Some(control) = self.control.get() {
             control.serve(&self.live);
         }
     }
 
     fn stop_listening(&self) {
-        if let Some(control) = &self.control {
+        if let Some(control) = self.control.get() {
             control.close();
         }
     }

@@ -3,22 +3,17 @@
 //! The kernel starts with 128 KiB, and the first exchange can only lower it. Larger requests read a file that is not
 //! cached nearly twice as fast; root may ask for them afterwards.
 
-use std::path::Path;
-
 use crate::error::{Errno, Error, Result};
 
 /// As large as the largest request.
 const KIBIBYTES: &[u8] = b"1024";
 
-/// Raises the read-ahead of the mount at `target`, if this process may.
-///
-/// Must not be called by a thread that answers requests of the mount.
+/// Raises the read-ahead of the mount with this device number, if this process may.
 ///
 /// # Errors
 ///
-/// What stat(2), and open(2) and write(2) of the setting in /sys answer: EACCES for who is not root.
-pub fn raise(target: &Path) -> Result<()> {
-    let device = rustix::fs::stat(target).map_err(|errno| Error::new(errno).during("stat", "mount"))?.st_dev;
+/// What open(2) and write(2) of the setting in /sys answer: EACCES for who is not root.
+pub fn raise(device: u64) -> Result<()> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     let now = std::fs::read(&setting).map_err(|error| Error::from(error).during("read", &setting))?;

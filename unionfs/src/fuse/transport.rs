@@ -39,6 +39,8 @@ pub(super) struct Connection {
     handler: Arc<Handler>,
     queues: Option<(Queues, Arc<Workers>)>,
     awake: Awake,
+    /// What the first exchange needed. It is used on: memory of this size that is freed and asked for again is cleared.
+    buffers: Buffers,
     /// How requests travel, and why so.
     reason: String,
 }
@@ -101,7 +103,8 @@ impl Connection {
             offer.minor,
             answer.flags
         );
-        Ok(Self { device, handler, queues: queues.map(|queues| (queues, workers)), awake, reason })
+        let queues = queues.map(|queues| (queues, workers));
+        Ok(Self { device, handler, queues, awake, buffers, reason })
     }
 
     /// Returns who answers the requests.
@@ -134,7 +137,7 @@ impl Connection {
     ///
     /// The connection broke otherwise than by its end.
     pub(super) fn run(self) -> Result<()> {
-        let served = dev::serve(&self.device, &self.handler, &self.awake.vigil());
+        let served = dev::serve(&self.device, &self.handler, &self.awake.vigil(), self.buffers);
         if let Some((queues, workers)) = self.queues {
             queues.join();
             workers.close();

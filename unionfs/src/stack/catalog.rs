@@ -32,7 +32,11 @@ const SYS_ADMIN: u64 = 1 << 21;
 
 /// Returns where the catalog of a layer is.
 pub(crate) fn path_of(layer: &Path) -> Option<PathBuf> {
-    let layer = std::fs::canonicalize(layer).ok()?;
+    beside(&std::fs::canonicalize(layer).ok()?)
+}
+
+/// Returns where the catalog of a layer is whose path is absolute and has no symbolic links.
+fn beside(layer: &Path) -> Option<PathBuf> {
     let mut name = layer.file_name()?.to_os_string();
     name.push(SUFFIX);
     Some(layer.with_file_name(name))
@@ -73,16 +77,17 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    /// Opens the catalog of the layer at `layer`; `None` if there is none. The text says why one does not count.
+    /// Opens the catalog of the layer at `layer`, a path without symbolic links; `None` if there is none. The text says
+    /// why one does not count.
     ///
     /// # Errors
     /// EACCES and others of open(2).
     pub(crate) fn open(
         layer: &Path,
-        viewer: Viewer,
+        viewer: impl FnOnce() -> Result<Viewer>,
         blocks: &Arc<Blocks>,
     ) -> Result<Option<std::result::Result<Self, &'static str>>> {
-        let Some(path) = path_of(layer) else { return Ok(None) };
+        let Some(path) = beside(layer) else { return Ok(None) };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match sys::retry(|| rustix::fs::openat(CWD, &path, flags, Mode::empty())) {
             Ok(file) => file,
@@ -105,6 +110,7 @@ impl Catalog {
         if header.len != stat.size || !header.root.is_within(stat.size) {
             return Ok(Some(Err("it is cut short")));
         }
+        let viewer = viewer()?;
         if header.ids != viewer.ids || (viewer.trusted && !header.trusted) {
             return Ok(Some(Err("it was made in another user namespace or with less privilege")));
         }

@@ -7,15 +7,15 @@
 mod again;
 mod file;
 mod known;
+pub(crate) mod open;
 mod sunk;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
@@ -23,7 +23,6 @@ use crate::ondisk::Namespace;
 use crate::ondisk::catalog::{BlockAt, Object};
 use crate::ondisk::record::Record;
 use crate::ondisk::unfinished::Writer;
-use crate::options::{MountOptions, UuidPolicy};
 use crate::request::FileKind;
 use crate::stack::attributes::Attributes;
 use crate::stack::catalog::Catalog;
@@ -43,8 +42,12 @@ pub(crate) use file::LowerFile;
 pub(crate) struct LowerLayer {
     /// As it was given.
     pub path: PathBuf,
+    /// Absolute and without symbolic links.
+    pub real: PathBuf,
     root: Arc<OwnedFd>,
     root_stat: Stat,
+    /// The root has no extended attributes.
+    bare_root: bool,
     /// The number of the mount that the layer lies on, 0 where mounts have none.
     mount: u64,
     /// Identifier of the file system, all zero where it has none or it is not to be stored.
@@ -169,70 +172,6 @@ pub(crate) struct LowerName {
 }
 
 impl LowerLayer {
-    /// Opens the directory at `path` as a layer, without the file systems mounted below it.
-    ///
-    /// # Errors
-    /// What open(2) says of the path; ENOTDIR if it is no directory.
-    pub(crate) fn open(path: &Path, options: &MountOptions) -> Result<Self> {
-        let name = path.as_os_str().as_encoded_bytes();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
-            .map_err(|e| Error::new(e).during("open lower layer", name))?;
-        let mount_ids = MountIds::of(plain.as_fd(), options).map(Arc::new);
-        Self::from_root(path.to_path_buf(), plain, mount_ids, options)
-    }
-
-    fn from_root(
-        path: PathBuf,
-        plain: OwnedFd,
-        mount_ids: Option<Arc<MountIds>>,
-        options: &MountOptions,
-    ) -> Result<Self> {
-        // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
-        // privilege over the mount namespace; without it, mount points are seen as empty directories.
-        let clone =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let mount = sys::stat::mount_number(plain.as_fd()).unwrap_or(0);
-        let root = match open_tree(&plain, c"", clone) {
-            Ok(root) => {
-                protect(&root);
-                root
-            }
-            Err(_) => plain,
-        };
-        let root_stat = sys::stat_fd(root.as_fd())?;
-        let readable = rustix::fs::openat(
-            &root,
-            c".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        let readable = readable.ok();
-        let has_verity = readable.as_ref().is_some_and(|fd| {
-            !matches!(sys::verity::measure(fd.as_fd()), Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS))
-        });
-        let stores_uuid = !matches!(options.uuid, UuidPolicy::Off | UuidPolicy::Null);
-        let uuid = readable
-            .filter(|_| stores_uuid)
-            .and_then(|fd| sys::handle::file_system_uuid(fd.as_fd()).ok())
-            .unwrap_or_default();
-        Ok(Self {
-            root_stat,
-            mount,
-            uuid,
-            mount_ids,
-            owners: Owners::of_layer(root.as_fd()),
-            hidden: Vec::new(),
-            catalog: None,
-            attributes: Arc::default(),
-            handles_last: sys::handle::last(root.as_fd()),
-            has_verity,
-            root: Arc::new(root),
-            path,
-            was_upper: false,
-        })
-    }
-
     /// Describes the root directory of a layer that gives contents only: no mark of it counts.
     pub(crate) fn data_root(&self, number: usize) -> Arc<LowerDir> {
         LowerDir::new(number, None, b"", &self.root_stat, false)
@@ -240,7 +179,11 @@ impl LowerLayer {
 
     /// Describes the root directory; also tells whether it hides the layers below.
     pub(crate) fn root_dir(&self, number: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
-        let attrs = marks::read_attrs(&self.attributes, self.root.as_fd(), namespace, Follow::Yes)?;
+        let attrs = if self.bare_root {
+            marks::without_attributes(self.root.as_fd())
+        } else {
+            marks::read_attrs(&self.attributes, self.root.as_fd(), namespace, Follow::Yes)?
+        };
         let root = LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts);
         if let Some(catalog) = &self.catalog {
             root.block.get_or_init(|| catalog.root());
@@ -277,6 +220,7 @@ impl LowerLayer {
     /// Reads the attributes of its objects beside it.
     pub(crate) fn read_beside(&mut self, sidecar: Sidecar) -> Result<()> {
         sidecar.check(self.root.as_fd())?;
+        self.bare_root = false;
         self.attributes = Arc::new(Attributes::beside(sidecar));
         Ok(())
     }
@@ -452,18 +396,6 @@ impl LowerLayer {
             marks::scan_names(self.dir_fd(fds, dir)?.as_fd())?
         };
         Ok(dir.marks.get_or_init(|| marks))
-    }
-}
-
-/// Makes a clone of a layer's mount read-only and keeps access times from being moved through it, as kernel overlayfs does.
-fn protect(mount: &OwnedFd) {
-    let quiet = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME;
-    // In a user namespace access times of mounts from outside are locked. What cannot be had is no loss: nothing here
-    // writes, and files and directories are opened quietly where that is allowed.
-    let done = sys::mount_attr::set(mount.as_fd(), quiet, libc::MOUNT_ATTR__ATIME)
-        .or_else(|_| sys::mount_attr::set(mount.as_fd(), libc::MOUNT_ATTR_RDONLY, 0));
-    if let Err(errno) = done {
-        tracing::debug!("a lower layer's mount keeps its flags: {errno}");
     }
 }
 

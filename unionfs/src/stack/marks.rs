@@ -71,6 +71,11 @@ pub(crate) fn read_attrs(
     Ok(attrs)
 }
 
+/// As [`read_attrs`], of a directory that is known to have no attributes.
+pub(crate) fn without_attributes(dir: BorrowedFd<'_>) -> DirAttrs {
+    DirAttrs { opaque: has_opaque_file(dir), ..DirAttrs::default() }
+}
+
 /// What to do with redirects that are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Follow {

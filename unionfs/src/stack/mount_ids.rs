@@ -23,13 +23,12 @@ impl MountIds {
     /// Returns the mapping to take back, if `layer` lies on an idmapped mount and `options` map ids.
     ///
     /// Which mapping the mount has cannot be asked of older kernels; the one that the caller names is taken.
-    pub(crate) fn of(layer: BorrowedFd<'_>, options: &MountOptions) -> Option<Self> {
+    pub(crate) fn of(layer: BorrowedFd<'_>, options: &MountOptions, mounts: &mut MountTable) -> Option<Self> {
         if options.uid_map.is_identity() && options.gid_map.is_identity() {
             return None;
         }
         let info = std::fs::read_to_string(sys::proc_path(layer).replace("/fd/", "/fdinfo/")).ok()?;
-        let mounts = std::fs::read("/proc/self/mountinfo").ok()?;
-        is_idmapped(&mounts, mount_number(&info)?)
+        is_idmapped(mounts.text(), mount_number(&info)?)
             .then(|| Self { users: options.uid_map.clone(), groups: options.gid_map.clone() })
     }
 
@@ -52,6 +51,17 @@ impl MountIds {
             _ => None,
         };
         on_disk.unwrap_or(value)
+    }
+}
+
+/// The text of the mount table, read when it is first asked for.
+#[derive(Debug, Default)]
+pub(crate) struct MountTable(Option<Vec<u8>>);
+
+impl MountTable {
+    fn text(&mut self) -> &[u8] {
+        // Where it cannot be read, no mount is known to be idmapped.
+        self.0.get_or_insert_with(|| std::fs::read("/proc/self/mountinfo").unwrap_or_default())
     }
 }
 
@@ -100,6 +110,6 @@ mod tests {
     #[test]
     fn without_a_mapping_nothing_is_asked() {
         let root = std::fs::File::open("/").unwrap();
-        assert!(MountIds::of(root.as_fd(), &MountOptions::default()).is_none());
+        assert!(MountIds::of(root.as_fd(), &MountOptions::default(), &mut MountTable::default()).is_none());
     }
 }

@@ -33,7 +33,12 @@ pub(crate) enum Owners {
 impl Owners {
     /// Finds out how a layer keeps them: by the attribute that its root has.
     pub(crate) fn of_layer(root: BorrowedFd<'_>) -> Self {
-        let has = |form: &RecordForm| sys::xattr::get(root, form.name()).is_ok();
+        Self::of_root_with(&sys::xattr::list(root).unwrap_or_default())
+    }
+
+    /// Tells how a layer keeps them whose root has attributes of these names, each ended by NUL.
+    pub(crate) fn of_root_with(names: &[u8]) -> Self {
+        let has = |form: &RecordForm| sys::xattr::names(names).any(|name| name == form.name());
         FORMS.into_iter().find(has).map_or(Self::Inodes, Self::Records)
     }
 

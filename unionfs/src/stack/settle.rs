@@ -74,7 +74,7 @@ pub(crate) fn writer_on_mount(mount: u64) -> Writer {
 }
 
 fn boot_id() -> Option<[u8; 16]> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let text = sys::read_setting("/proc/sys/kernel/random/boot_id").ok()?;
     let number = u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()?;
     Some(number.to_be_bytes())
 }

@@ -95,15 +95,24 @@ pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME).map(|x| from_statx(&x))
 }
 
+/// `STATX_MNT_ID_UNIQUE`, which rustix does not name.
+const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// Returns the attributes of an open object, and the number of the mount as [`mount_number`], 0 before Linux 6.8.
+pub(crate) fn stat_with_mount(fd: BorrowedFd<'_>) -> Result<(Stat, u64), Errno> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | UNIQUE_MOUNT;
+    let x = statx(fd, c"", AtFlags::EMPTY_PATH, wanted)?;
+    let mount = if x.stx_mask & UNIQUE_MOUNT.bits() == 0 { 0 } else { x.stx_mnt_id };
+    Ok((from_statx(&x), mount))
+}
+
 /// Returns the number of the mount that an open object lies on, which no other mount of this boot ever has.
 ///
 /// # Errors
 /// EOPNOTSUPP before Linux 6.8.
 pub(crate) fn mount_number(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
-    /// `STATX_MNT_ID_UNIQUE`, which rustix does not name.
-    const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-    let x = statx(fd, c"", AtFlags::EMPTY_PATH, UNIQUE)?;
-    if x.stx_mask & UNIQUE.bits() == 0 {
+    let x = statx(fd, c"", AtFlags::EMPTY_PATH, UNIQUE_MOUNT)?;
+    if x.stx_mask & UNIQUE_MOUNT.bits() == 0 {
         return Err(Errno::OPNOTSUPP);
     }
     Ok(x.stx_mnt_id)

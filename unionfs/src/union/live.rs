@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::options::MountOptions;
 use crate::reload::{self, Outdated};
 use crate::rotate;
+use crate::stack::lower::LowerLayer;
 
 impl Union {
     /// Returns when everything that was changed is on the disk.
@@ -46,8 +47,9 @@ impl Union {
             Ok(rotated) => (Some(rotated), Ok(())),
             Err(error) => (None, Err(error)),
         })?;
-        *options = with_absolute_paths(&next);
-        add(&self.tree.enter().counts.rotations, 1);
+        let tree = self.tree.enter();
+        *options = with_absolute_paths(&next, &tree.stack.lowers);
+        add(&tree.counts.rotations, 1);
         Ok(())
     }
 
@@ -95,14 +97,20 @@ impl Union {
     }
 }
 
-/// Returns options that mean the same when the current directory is another.
-pub(super) fn with_absolute_paths(options: &MountOptions) -> MountOptions {
+/// Returns options that mean the same when the current directory is another. `layers` are those that they name, below a
+/// read-only upper.
+pub(super) fn with_absolute_paths(options: &MountOptions, layers: &[LowerLayer]) -> MountOptions {
     let mut options = options.clone();
     let paths = [&mut options.upperdir, &mut options.workdir].into_iter().flatten();
-    for path in paths.chain(&mut options.lowerdir).chain(&mut options.datadir).chain(&mut options.hidden) {
+    for path in paths.chain(&mut options.hidden) {
         if let Ok(absolute) = std::fs::canonicalize(&*path) {
             *path = absolute;
         }
+    }
+    let named = options.lowerdir.len() + options.datadir.len();
+    let layers = layers.iter().skip(layers.len().saturating_sub(named));
+    for (path, layer) in options.lowerdir.iter_mut().chain(&mut options.datadir).zip(layers) {
+        path.clone_from(&layer.real);
     }
     options
 }

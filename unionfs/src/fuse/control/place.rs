@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::sys;
@@ -26,7 +26,6 @@ impl std::fmt::Display for MountId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mounted {
     id: MountId,
-    target: Vec<u8>,
     kind: Vec<u8>,
     /// Whose server it is, for FUSE.
     pub(super) user: Option<u32>,
@@ -49,33 +48,11 @@ fn parse_line(line: &[u8]) -> Option<Mounted> {
     let device = fields.nth(2)?;
     let colon = device.iter().position(|byte| *byte == b':')?;
     let id = MountId { major: number(device.get(..colon)?)?, minor: number(device.get(colon + 1..)?)? };
-    let target = unescape(fields.nth(1)?);
     let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = fields.next()?.to_vec();
     let options = fields.nth(1).unwrap_or_default();
     let user = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="));
-    Some(Mounted { id, target, kind, user: user.and_then(number) })
-}
-
-/// Takes back what the kernel writes for blanks and the like: a backslash and three octal digits.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|_| first == b'\\').and_then(|digits| {
-            digits.iter().try_fold(0_u32, |sum, digit| {
-                matches!(digit, b'0'..=b'7').then(|| sum * 8 + u32::from(digit - b'0'))
-            })
-        });
-        if let Some(byte) = octal.and_then(|value| u8::try_from(value).ok()) {
-            bytes.push(byte);
-            rest = after.get(3..).unwrap_or_default();
-        } else {
-            bytes.push(first);
-            rest = after;
-        }
-    }
-    bytes
+    Some(Mounted { id, kind, user: user.and_then(number) })
 }
 
 fn mount_table() -> Result<Vec<Mounted>> {
@@ -85,15 +62,24 @@ fn mount_table() -> Result<Vec<Mounted>> {
         .map_err(|error| Error::from(error).during("read", "/proc/self/mountinfo"))
 }
 
-/// Returns the mount that this process has made on `target`, without asking its server.
+/// Returns the mount on `target`, without asking its server.
 ///
 /// # Errors
-/// The mount table cannot be read; ENOENT if it shows no such mount.
+/// There is no such path; ENOENT if no mount is on it.
 pub fn mount_at(target: &Path) -> Result<MountId> {
-    // The last one is on top.
-    let mounts = mount_table()?;
-    let found = mounts.iter().rev().find(|mount| mount.target == target.as_os_str().as_bytes());
-    found.map(|mount| mount.id).ok_or(Error::new(Errno::NOENT))
+    let stat = look_at(target)?;
+    let tells = stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+    if tells && !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Error::new(Errno::NOENT));
+    }
+    Ok(MountId { major: stat.stx_dev_major, minor: stat.stx_dev_minor })
+}
+
+/// Returns what is known of `path`: a server that hangs is not waited for.
+fn look_at(path: &Path) -> Result<Statx> {
+    let flags = AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC.cast_unsigned());
+    let named = |error: Errno| Error::new(error).during("look at", path.as_os_str().as_bytes());
+    rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE).map_err(named)
 }
 
 /// Returns the mount that holds `path`, and its line in the mount table.
@@ -101,10 +87,7 @@ pub fn mount_at(target: &Path) -> Result<MountId> {
 /// # Errors
 /// There is no such path; EINVAL if no mount table line of FUSE is for it.
 pub(super) fn mount_of(path: &Path) -> Result<(MountId, Mounted)> {
-    // What is known is enough, so a server that hangs is not waited for.
-    let flags = AtFlags::from_bits_retain(libc::AT_STATX_DONT_SYNC.cast_unsigned());
-    let named = |error: Errno| Error::new(error).during("look at", path.as_os_str().as_bytes());
-    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE).map_err(named)?;
+    let stat = look_at(path)?;
     let id = MountId { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
     let mount = mount_table()?.into_iter().find(|mount| mount.id == id && mount.is_fuse());
     mount.map(|mount| (id, mount)).ok_or_else(|| {
@@ -117,7 +100,7 @@ pub(super) fn mount_of(path: &Path) -> Result<(MountId, Mounted)> {
 /// Returns the id that the parent of this user namespace knows this user by: the same inside and outside of it.
 fn outer_uid() -> u32 {
     let own = rustix::process::geteuid().as_raw();
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = sys::read_setting("/proc/self/uid_map").unwrap_or_default();
     let outer = map.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace().map(|field| field.parse::<u32>().ok());
         let (inner, outer, len) = (fields.next()??, fields.next()??, fields.next()??);
@@ -170,11 +153,9 @@ mod tests {
             167 28 0:59 / /n rw - tmpfs tmpfs rw\nbroken\n\n1 2 x:y / / rw - a b c\n";
         let mounts = parse(table);
         assert_eq!(mounts.len(), 3);
-        assert_eq!(mounts[1].target, b"/m x");
         assert_eq!(mounts[1].id, MountId { major: 0, minor: 58 });
         assert_eq!((mounts[1].user, mounts[1].is_fuse()), (Some(1000), true));
         assert_eq!((mounts[0].user, mounts[0].is_fuse()), (None, false));
-        assert_eq!(unescape(b"\\134\\x\\04"), b"\\\\x\\04");
     }
 
     #[test]

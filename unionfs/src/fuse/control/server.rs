@@ -58,7 +58,6 @@ impl Control {
         }
         let directory = open_directory(path, &[rustix::process::geteuid().as_raw()])?;
         let _locked = lock(directory.as_fd())?;
-        sweep(directory.as_fd());
         // Under a name of its own until it listens. Through the descriptor: the path may be longer than the name of a
         // socket.
         let (name, made) = (mount.to_string(), format!(".{}", std::process::id()));
@@ -75,8 +74,12 @@ impl Control {
         &self.path
     }
 
-    /// Answers commands until the process ends.
+    /// Answers commands until the process ends. Before, removes some of the sockets that servers left behind.
     pub fn serve(&self, live: &Live) {
+        match lock(self.directory.as_fd()) {
+            Ok(_locked) => sweep(self.directory.as_fd()),
+            Err(errno) => tracing::debug!("the directory of the control socket is not swept: {errno}"),
+        }
         let Some(listener) = self.listener.lock().take() else { return };
         for connection in listener.incoming() {
             let done = connection.map_err(Error::from).and_then(|connection| answer(&connection, live));
@@ -111,7 +114,10 @@ fn lock(directory: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> {
     Ok(file)
 }
 
-/// Removes the sockets of servers that were killed: nobody listens on them.
+/// Sockets that one server looks at: with many mounts, looking at all would disturb every server at each new mount.
+const SWEPT: usize = 8;
+
+/// Removes sockets of servers that were killed: nobody listens on them. Each process looks at others of them.
 ///
 /// Preconditions: the directory is locked, so that none is about to be listened on.
 fn sweep(directory: BorrowedFd<'_>) {
@@ -125,8 +131,10 @@ fn sweep(directory: BorrowedFd<'_>) {
     if let Err(errno) = listed {
         tracing::debug!("cannot look for sockets of servers that were killed: {errno}");
     }
-    for name in names {
-        let path = [sys::proc_path(directory).as_bytes(), b"/", &name].concat();
+    let first = usize::try_from(std::process::id()).unwrap_or(0) % names.len().max(1);
+    names.rotate_left(first);
+    for name in names.iter().take(SWEPT) {
+        let path = [sys::proc_path(directory).as_bytes(), b"/", name].concat();
         let path = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&path));
         let refused = UnixStream::connect(path)
             .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
@@ -195,6 +203,21 @@ mod tests {
         sweep(second.directory.as_fd());
         assert!(!second.path().exists());
         second.close();
+    }
+
+    #[test]
+    fn each_server_looks_at_a_few_sockets_only() {
+        let base = tempfile::tempdir().unwrap();
+        let count = || std::fs::read_dir(base.path()).unwrap().count();
+        for number in 0..2 * SWEPT + 1 {
+            drop(UnixListener::bind(base.path().join(format!("0:{number}"))).unwrap());
+        }
+        let directory =
+            rustix::fs::open(base.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for left in [SWEPT + 1, 1, 0, 0] {
+            sweep(directory.as_fd());
+            assert_eq!(count(), left);
+        }
     }
 
     #[test]

@@ -35,12 +35,12 @@ const BULK: usize = 64 << 10;
 /// Threads at most: so many requests can wait for disks at the same time.
 const MAX_THREADS: usize = 32;
 
-/// Answers requests until the connection ends.
+/// Answers requests until the connection ends. `buffers` are the first thread's.
 ///
 /// # Errors
 ///
 /// The connection broke otherwise than by its end.
-pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Vigil) -> Result<()> {
+pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Vigil, buffers: Buffers) -> Result<()> {
     let processors = available_parallelism().map_or(1, std::num::NonZero::get);
     let team = Team {
         device,
@@ -53,7 +53,7 @@ pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Vigil) -> Resul
         ended: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
-    std::thread::scope(|scope| team.work(scope));
+    std::thread::scope(|scope| team.work(scope, buffers));
     team.failure.into_inner().map_or(Ok(()), Err)
 }
 
@@ -99,11 +99,10 @@ impl Pace {
 
 impl<'env> Team<'env> {
     /// The life of one thread: follow, lead, answer, until the connection ends.
-    fn work<'scope>(&'env self, scope: &'scope Scope<'scope, 'env>)
+    fn work<'scope>(&'env self, scope: &'scope Scope<'scope, 'env>, mut buffers: Buffers)
     where
         'env: 'scope,
     {
-        let mut buffers = Buffers::new(self.handler.config().max_write);
         let mut placement = Placement::new();
         let mut lead = None;
         loop {
@@ -237,8 +236,8 @@ impl<'env> Team<'env> {
         if self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             return;
         }
-        let started =
-            std::thread::Builder::new().name("fuse".to_owned()).spawn_scoped(scope, || self.work(scope));
+        let life = || self.work(scope, Buffers::new(self.handler.config().max_write));
+        let started = std::thread::Builder::new().name("fuse".to_owned()).spawn_scoped(scope, life);
         if let Err(error) = started {
             // Those that are there go on.
             self.threads.fetch_sub(1, Ordering::Relaxed);

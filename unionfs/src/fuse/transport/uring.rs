@@ -129,7 +129,7 @@ fn join(threads: Vec<JoinHandle<()>>) {
 /// Returns how many processors can ever be there: the kernel has a queue for each.
 fn possible_processors() -> Result<u16> {
     const LIST: &str = "/sys/devices/system/cpu/possible";
-    let text = std::fs::read_to_string(LIST).map_err(|error| Error::from(error).during("read", LIST))?;
+    let text = crate::sys::read_setting(LIST).map_err(|error| Error::from(error).during("read", LIST))?;
     count_processors(&text).ok_or_else(|| Error::new(Errno::INVAL).during("understand", LIST))
 }
 

@@ -1,7 +1,6 @@
 //! What the catalog of a layer says, and whether it counts.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,17 +13,16 @@ use crate::stack::dir_fds::DirFds;
 use crate::sys::{self, Stat};
 
 impl LowerLayer {
-    /// Uses the catalog beside the layer at `path`, if there is one that counts. The text says why one does not.
+    /// Uses the catalog beside the layer, if there is one that counts. The text says why one does not.
     ///
     /// # Errors
     /// Those of reading it.
     pub(crate) fn use_catalog(
         &mut self,
-        path: &Path,
-        viewer: Viewer,
+        viewer: impl FnOnce() -> Result<Viewer>,
         blocks: &Arc<Blocks>,
     ) -> Result<Usable> {
-        let catalog = match Catalog::open(path, viewer, blocks)? {
+        let catalog = match Catalog::open(&self.real, viewer, blocks)? {
             None => return Ok(Usable::Missing),
             Some(Err(reason)) => return Ok(Usable::No(reason)),
             Some(Ok(catalog)) => catalog,

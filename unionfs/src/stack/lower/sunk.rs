@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::open::Opener;
 use super::{LowerDir, LowerLayer, NEXT_DIR_ID};
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
 use crate::options::MountOptions;
 use crate::stack::dir_fds::DirFds;
 use crate::stack::marks;
-use crate::stack::mount_ids::MountIds;
 
 impl LowerDir {
     /// Describes a directory of an upper that has become a lower.
@@ -43,18 +43,20 @@ impl LowerLayer {
     /// # Errors
     /// EOPNOTSUPP on an idmapped mount, whose lowers show other owners than its uppers.
     pub(crate) fn of_upper(path: PathBuf, root: BorrowedFd<'_>, options: &MountOptions) -> Result<Self> {
-        if MountIds::of(root, options).is_some() {
+        let mut opener = Opener::new(options);
+        if opener.mount_ids(root).is_some() {
             return Err(Error::new(Errno::OPNOTSUPP)
                 .during("use as a lower layer", path.as_os_str().as_encoded_bytes())
                 .hint("it lies on an idmapped mount and the options map ids too"));
         }
         let root = root.try_clone_to_owned()?;
-        Ok(Self { was_upper: true, ..Self::from_root(path, root, None, options)? })
+        Ok(Self { was_upper: true, ..opener.layer_of(path, root, None)? })
     }
 
     /// Learns from the root's mark whether this layer was an upper once.
     pub(crate) fn look_for_upper_mark(&mut self, namespace: Namespace) {
-        self.was_upper = self.attributes.get(self.root.as_fd(), &namespace.name(marks::INO)).is_ok();
+        let mark = || self.attributes.get(self.root.as_fd(), &namespace.name(marks::INO));
+        self.was_upper = !self.bare_root && mark().is_ok();
     }
 
     /// Returns the inode number that `name` in `dir` was shown with before, if it says so.
