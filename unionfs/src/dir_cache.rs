@@ -2,10 +2,12 @@
 //! what the lowers alone hold, which do not change while they are the same lowers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::gate::Apart;
 use crate::merge::Listing;
 
 /// Names kept in all listings together: about 20 MB.
@@ -14,15 +16,18 @@ const NAMES: usize = 400_000;
 /// less without.
 const LOOKUPS: u32 = 3;
 
-/// The cache.
-#[derive(Debug)]
-pub(crate) struct DirCache(Mutex<Cached>);
+/// Parts of the cache, each with its lock: requests in different directories seldom meet.
+const SHARDS: usize = 16;
 
+/// The cache. No two locks of it are held at once.
 #[derive(Debug)]
-struct Cached {
-    listings: LruCache<(u64, Part), Entry>,
-    names: usize,
+pub(crate) struct DirCache {
+    shards: [Apart<Shard>; SHARDS],
+    /// In all of them.
+    names: AtomicUsize,
 }
+
+type Shard = Mutex<LruCache<(u64, Part), Entry>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Part {
@@ -62,14 +67,15 @@ impl Entry {
 
 impl Default for DirCache {
     fn default() -> Self {
-        Self(Mutex::new(Cached { listings: LruCache::unbounded(), names: 0 }))
+        let shards = std::array::from_fn(|_| Apart(Mutex::new(LruCache::unbounded())));
+        Self { shards, names: AtomicUsize::new(0) }
     }
 }
 
 impl DirCache {
     /// Returns the listing of a directory as it was at `version`.
     pub(crate) fn get(&self, serial: u64, version: u64) -> Option<Arc<Listing>> {
-        match self.0.lock().listings.get(&(serial, Part::Merged))? {
+        match self.shard(serial).lock().get(&(serial, Part::Merged))? {
             Entry::Names(at, listing) if *at == version => Some(Arc::clone(listing)),
             _ => None,
         }
@@ -77,12 +83,12 @@ impl DirCache {
 
     /// Keeps a listing. The least recently used ones go when there are too many names.
     pub(crate) fn put(&self, serial: u64, version: u64, listing: &Arc<Listing>) {
-        self.0.lock().put((serial, Part::Merged), Entry::Names(version, Arc::clone(listing)));
+        self.keep((serial, Part::Merged), Entry::Names(version, Arc::clone(listing)));
     }
 
     /// Returns the listing of a directory's lowers, of which `top` is the topmost.
     pub(crate) fn lowers(&self, serial: u64, top: u64) -> Option<Arc<Listing>> {
-        match self.0.lock().listings.get(&(serial, Part::Lowers))? {
+        match self.shard(serial).lock().get(&(serial, Part::Lowers))? {
             Entry::Names(of, listing) if *of == top => Some(Arc::clone(listing)),
             _ => None,
         }
@@ -90,42 +96,65 @@ impl DirCache {
 
     /// Counts a lookup on the lowers of a directory that has several, of which `top` is the topmost.
     pub(crate) fn ask_lowers(&self, serial: u64, top: u64) -> LowerNames {
-        let mut cached = self.0.lock();
-        match cached.listings.get_mut(&(serial, Part::Lowers)) {
-            Some(Entry::Names(of, listing)) if *of == top => LowerNames::Names(Arc::clone(listing)),
-            Some(Entry::Names(..)) => LowerNames::Read,
-            Some(Entry::Large) => LowerNames::Unknown,
-            Some(Entry::Asked(count)) if *count + 1 >= LOOKUPS => LowerNames::Read,
+        match self.shard(serial).lock().get_mut(&(serial, Part::Lowers)) {
+            Some(Entry::Names(of, listing)) if *of == top => return LowerNames::Names(Arc::clone(listing)),
+            Some(Entry::Names(..)) => return LowerNames::Read,
+            Some(Entry::Large) => return LowerNames::Unknown,
+            Some(Entry::Asked(count)) if *count + 1 >= LOOKUPS => return LowerNames::Read,
             Some(Entry::Asked(count)) => {
                 *count += 1;
-                LowerNames::Unknown
+                return LowerNames::Unknown;
             }
-            None => {
-                cached.put((serial, Part::Lowers), Entry::Asked(1));
-                LowerNames::Unknown
-            }
+            None => {}
         }
+        self.keep((serial, Part::Lowers), Entry::Asked(1));
+        LowerNames::Unknown
     }
 
     /// Keeps the listing of a directory's lowers; `None` if it is too large for lookups.
     pub(crate) fn put_lowers(&self, serial: u64, top: u64, listing: Option<&Arc<Listing>>) {
         let entry = listing.map_or(Entry::Large, |listing| Entry::Names(top, Arc::clone(listing)));
-        self.0.lock().put((serial, Part::Lowers), entry);
+        self.keep((serial, Part::Lowers), entry);
     }
-}
 
-impl Cached {
-    fn put(&mut self, key: (u64, Part), entry: Entry) {
-        if entry.weight() > NAMES / 2 {
+    /// Numbers of directories follow each other, so they are spread evenly.
+    fn index(serial: u64) -> usize {
+        usize::try_from(serial % SHARDS as u64).unwrap_or(0)
+    }
+
+    fn shard(&self, serial: u64) -> &Shard {
+        let [first, ..] = &self.shards;
+        &self.shards.get(Self::index(serial)).unwrap_or(first).0
+    }
+
+    fn keep(&self, key: (u64, Part), entry: Entry) {
+        let weight = entry.weight();
+        if weight > NAMES / 2 {
             return;
         }
-        self.names += entry.weight();
-        if let Some(old) = self.listings.put(key, entry) {
-            self.names -= old.weight();
+        self.names.fetch_add(weight, Ordering::Relaxed);
+        let old = self.shard(key.0).lock().put(key, entry);
+        self.forget(old);
+        self.make_room(key.0);
+    }
+
+    /// Drops listings that were not used for the longest time in their part, one part after the other. The one that was
+    /// just kept, in the part of `serial`, is not the first.
+    fn make_room(&self, serial: u64) {
+        let mut parts = self.shards.iter().cycle().skip(Self::index(serial) + 1);
+        let mut in_vain = 0;
+        while self.names.load(Ordering::Relaxed) > NAMES && in_vain < SHARDS {
+            let Some(part) = parts.next() else { return };
+            let old = part.0.lock().pop_lru();
+            in_vain = if old.is_some() { 0 } else { in_vain + 1 };
+            self.forget(old.map(|(_, old)| old));
         }
-        while self.names > NAMES {
-            let Some((_, old)) = self.listings.pop_lru() else { break };
-            self.names -= old.weight();
+    }
+
+    /// Takes a dropped entry off the account. Its names are given back with no lock held.
+    fn forget(&self, old: Option<Entry>) {
+        if let Some(old) = old {
+            self.names.fetch_sub(old.weight(), Ordering::Relaxed);
         }
     }
 }

@@ -4,7 +4,8 @@
 //! came back as a second node would diverge from the one its children hold.
 //!
 //! Most nodes are files that were looked up and never used. They are kept as a [`Leaf`], a fifth of the memory, and
-//! become an [`Inode`] when one is asked for; those that nobody has used for a while become leaves again.
+//! become an [`Inode`] when one is asked for, but not for the attributes of a lower file, which need no more than its
+//! place; those that nobody has used for a while become leaves again.
 
 mod leaf;
 mod renewal;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashTable;
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Indexed, Inode, KeyCell, Lower, LowerData, Place, State};
@@ -116,7 +117,8 @@ impl KeyCell {
 /// The nodes that are known.
 #[derive(Debug)]
 pub(crate) struct InodeTable {
-    maps: Mutex<Maps>,
+    /// Most requests only ask for a node that is there, and do not wait for each other.
+    maps: RwLock<Maps>,
     next_serial: AtomicU64,
 }
 
@@ -132,10 +134,15 @@ struct Maps {
 }
 
 impl Maps {
+    /// Returns the node if it is whole.
+    fn known(&self, id: NodeId) -> Option<Arc<Inode>> {
+        self.whole.find(mix(id.0), |inode| inode.id == id).map(Arc::clone)
+    }
+
     /// Returns the whole node, made now from its leaf.
     fn get(&mut self, id: NodeId) -> Option<Arc<Inode>> {
-        if let Some(inode) = self.whole.find(mix(id.0), |inode| inode.id == id) {
-            return Some(Arc::clone(inode));
+        if let Some(inode) = self.known(id) {
+            return Some(inode);
         }
         let leaf = self.leaves.find_entry(mix(id.0), |leaf| leaf.id() == id).ok()?.remove().0;
         let key = leaf.key();
@@ -288,6 +295,15 @@ pub(crate) enum Node {
     Leaf(NodeId, FileKind),
 }
 
+/// A node as far as its attributes need it.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// Ready to be used.
+    Whole(Arc<Inode>),
+    /// A file of a lower that nobody has changed or holds: all there is to know of it.
+    Leaf(FileKind, Lower),
+}
+
 impl Node {
     /// Returns the number the kernel knows it by.
     pub(crate) fn id(&self) -> NodeId {
@@ -304,7 +320,7 @@ impl InodeTable {
         let mut maps = Maps::default();
         maps.add(root);
         maps.set_key(root, key);
-        Self { maps: Mutex::new(maps), next_serial: AtomicU64::new(SERIAL_BASE) }
+        Self { maps: RwLock::new(maps), next_serial: AtomicU64::new(SERIAL_BASE) }
     }
 
     /// Returns a node.
@@ -312,12 +328,31 @@ impl InodeTable {
     /// # Errors
     /// ESTALE for a number that nobody was told.
     pub(crate) fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
-        self.maps.lock().get(id).ok_or(Error::new(Errno::STALE))
+        let known = self.maps.read().known(id);
+        known.or_else(|| self.maps.write().get(id)).ok_or(Error::new(Errno::STALE))
+    }
+
+    /// Returns what a node is, without making a leaf of a lower whole.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn see(&self, id: NodeId) -> Result<Seen> {
+        {
+            let maps = self.maps.read();
+            if let Some(inode) = maps.known(id) {
+                return Ok(Seen::Whole(inode));
+            }
+            let leaf = maps.leaves.find(mix(id.0), |leaf| leaf.id() == id);
+            if let Some((kind, place)) = leaf.and_then(|leaf| Some((leaf.kind(), leaf.on_lower()?))) {
+                return Ok(Seen::Leaf(kind, place));
+            }
+        }
+        self.get(id).map(Seen::Whole)
     }
 
     /// Returns the inode number that an object shows, if it has a node.
     pub(crate) fn shown_ino(&self, key: ObjectKey) -> Option<u64> {
-        let maps = self.maps.lock();
+        let maps = self.maps.read();
         let id = maps.find(key)?;
         // A leaf's number is the one it shows.
         Some(maps.whole.find(mix(id.0), |inode| inode.id == id).map_or(id.0, |inode| inode.ino()))
@@ -325,12 +360,12 @@ impl InodeTable {
 
     /// Returns all nodes but leaves, which follow from their place.
     pub(crate) fn whole(&self) -> Vec<Arc<Inode>> {
-        self.maps.lock().whole.iter().map(Arc::clone).collect()
+        self.maps.read().whole.iter().map(Arc::clone).collect()
     }
 
     /// Gives a node another key, if it has one.
     pub(crate) fn change_key(&self, inode: &Arc<Inode>, key: ObjectKey) {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         if inode.key.get().is_some() {
             maps.set_key(inode, key);
         }
@@ -338,7 +373,7 @@ impl InodeTable {
 
     /// Returns how many nodes there are.
     pub(crate) fn count(&self) -> usize {
-        let maps = self.maps.lock();
+        let maps = self.maps.read();
         maps.whole.len() + maps.leaves.len()
     }
 
@@ -346,7 +381,7 @@ impl InodeTable {
     ///
     /// `None` if the directory changed since `version` was read from it: what was found may be outdated.
     pub(crate) fn insert(&self, candidate: Candidate, version: u64) -> Option<Node> {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         if candidate.parent.version.load(Ordering::Acquire) != version {
             return None;
         }
@@ -407,7 +442,7 @@ impl InodeTable {
         kind: FileKind,
         state: State,
     ) -> Arc<Inode> {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         let id = NodeId(self.next_serial.fetch_add(1, Ordering::Relaxed));
         let inode = Arc::new(Inode::new(id, ino, kind, state));
         maps.add(&inode);
@@ -418,12 +453,12 @@ impl InodeTable {
     /// Takes back `count` lookups; at none left the node goes, and parents that only it kept. Returns those that went:
     /// what they hold open is closed without the lock.
     pub(crate) fn forget(&self, id: NodeId, count: u64) -> Vec<Arc<Inode>> {
-        self.maps.lock().release(id, count)
+        self.maps.write().release(id, count)
     }
 
     /// Makes `key` the object of the node: it was copied up. The names of `parent` count as changed.
     pub(crate) fn rekey(&self, inode: &Arc<Inode>, key: ObjectKey, parent: Option<&Inode>) {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         maps.set_key(inode, key);
         if let Some(parent) = parent {
             parent.version.fetch_add(1, Ordering::Release);
@@ -432,24 +467,24 @@ impl InodeTable {
 
     /// Takes the node's object away: it was removed from disk, and its inode number may come back as another object.
     pub(crate) fn unkey(&self, inode: &Inode) {
-        self.maps.lock().clear_key(inode);
+        self.maps.write().clear_key(inode);
     }
 
     /// Notes that the names of `parent` changed.
     pub(crate) fn touch(&self, parent: &Inode) {
-        let _maps = self.maps.lock();
+        let _maps = self.maps.write();
         parent.version.fetch_add(1, Ordering::Release);
     }
 
     /// Counts one more lookup of a node.
     pub(crate) fn remember(&self, inode: &Inode) {
-        let _maps = self.maps.lock();
+        let _maps = self.maps.write();
         count_reference(inode);
     }
 
     /// Adds a name to a node.
     pub(crate) fn link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: FileName) {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         parent.version.fetch_add(1, Ordering::Release);
         inode.state.write().unlinked = false;
         let gone = add_place(&mut maps, inode, Arc::clone(parent), name);
@@ -459,7 +494,7 @@ impl InodeTable {
 
     /// Takes a name away from a node. Returns whether it was the last one known.
     pub(crate) fn unlink(&self, inode: &Inode, parent: &Inode, name: &[u8]) -> bool {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         parent.version.fetch_add(1, Ordering::Release);
         let mut state = inode.state.write();
         let removed = take_place(&mut state, parent, name);
@@ -473,7 +508,7 @@ impl InodeTable {
 
     /// Moves a node's name.
     pub(crate) fn rename(&self, inode: &Arc<Inode>, from: (&Inode, &[u8]), to: (&Arc<Inode>, FileName)) {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         from.0.version.fetch_add(1, Ordering::Release);
         to.0.version.fetch_add(1, Ordering::Release);
         let removed = take_place(&mut inode.state.write(), from.0, from.1);

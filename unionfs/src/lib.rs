@@ -7,7 +7,7 @@
 //!
 //! Lock order: the gate (each method of `Union` enters it once), `moves` of the tree (while a directory is renamed), an inode's `copy_up`, `names` of directories (two of them by number), `data`, then the inode table,
 //! then `state`, then the caches. No table, cache or `state` lock is held across a system call; `copy_up`, `names`
-//! and `data` belong to one inode and are.
+//! and `data` belong to one inode and are. Caches and handles are in shards by number, of which one is locked at a time.
 //!
 //! Order of files: each uses only files listed below it.
 //!

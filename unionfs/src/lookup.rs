@@ -2,6 +2,7 @@
 //!
 //! Returns a value; knows no table and takes no lock.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -108,12 +109,12 @@ pub(crate) enum LowerPart {
 }
 
 /// Where the search goes on below.
-enum Target {
-    Name(Vec<u8>),
+enum Target<'a> {
+    Name(Cow<'a, [u8]>),
     Path(Vec<Vec<u8>>),
 }
 
-impl Target {
+impl Target<'_> {
     fn name(&self) -> &[u8] {
         match self {
             Self::Name(name) => name,
@@ -130,7 +131,7 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
     if ondisk::classify(name) != NameClass::Plain {
         return Ok(None);
     }
-    let mut target = Target::Name(name.to_vec());
+    let mut target = Target::Name(name.into());
     let mut on_upper = None;
     if let Some(upper) = dir.upper {
         match stack.upper()?.stat_at(upper, name) {
@@ -194,7 +195,7 @@ fn upper_file(
         return Ok(Some(found));
     }
     let redirect = found.marks.redirect.take();
-    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.to_vec()));
+    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.into()));
     // A file whose data is nowhere cannot be shown with content that it never had.
     let data = find_data(stack, lowers, target, 0)?.ok_or(Error::new(Errno::IO))?;
     if let Some(mark) = &found.marks.unfinished {
@@ -219,10 +220,10 @@ pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name:
     Ok(find(stack, &DirView::of_lowers(lowers), name)?.is_some())
 }
 
-fn redirected(attrs: DirAttrs, unchanged: Target) -> Target {
+fn redirected(attrs: DirAttrs, unchanged: Target<'_>) -> Target<'_> {
     match (attrs.redirect, unchanged) {
         (None, unchanged) => unchanged,
-        (Some(Redirect::Sibling(name)), Target::Name(_)) => Target::Name(name),
+        (Some(Redirect::Sibling(name)), Target::Name(_)) => Target::Name(name.into()),
         (Some(Redirect::Sibling(name)), Target::Path(mut path)) => {
             path.pop();
             path.push(name);
@@ -236,7 +237,7 @@ fn redirected(attrs: DirAttrs, unchanged: Target) -> Target {
 fn find_below(
     stack: &LayerStack,
     lowers: &[Arc<LowerDir>],
-    mut target: Target,
+    mut target: Target<'_>,
     above: Option<Found>,
 ) -> Result<Option<Found>> {
     let mut found = above;
@@ -296,9 +297,9 @@ enum Whereabouts {
     /// In itself.
     Here,
     /// Below; it holds only attributes (metacopy).
-    Below(Target),
+    Below(Target<'static>),
     /// Below, because a server left it unfinished: its size says nothing.
-    BelowAsBefore(Target),
+    BelowAsBefore(Target<'static>),
 }
 
 fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) -> Result<Whereabouts> {
@@ -324,7 +325,7 @@ fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) 
         return Ok(Whereabouts::Here);
     }
     let attrs = DirAttrs { redirect: marks.redirect, ..DirAttrs::default() };
-    let target = redirected(attrs, Target::Name(name.to_vec()));
+    let target = redirected(attrs, Target::Name(name.to_vec().into()));
     Ok(if unfinished.is_some() { Whereabouts::BelowAsBefore(target) } else { Whereabouts::Below(target) })
 }
 
@@ -342,7 +343,7 @@ fn lower_data(
     stack: &LayerStack,
     lowers: &[Arc<LowerDir>],
     parent: &LowerDir,
-    target: &Target,
+    target: &Target<'_>,
     mut stat: Stat,
 ) -> Result<(Option<LowerName>, Stat)> {
     if is_deepest(stack, parent) {
@@ -364,7 +365,7 @@ fn lower_data(
 fn find_data(
     stack: &LayerStack,
     lowers: &[Arc<LowerDir>],
-    mut target: Target,
+    mut target: Target<'_>,
     from: usize,
 ) -> Result<Option<LowerName>> {
     let mut next_layer = from;
@@ -449,13 +450,13 @@ struct Candidate {
     /// A whiteout or an opaque directory on the way of a path: nothing in the layers below counts.
     cut: bool,
     /// A directory on the way was renamed in this layer: where the path goes on in the layers below.
-    next: Option<Target>,
+    next: Option<Target<'static>>,
 }
 
 fn next_candidate(
     stack: &LayerStack,
     lowers: &[Arc<LowerDir>],
-    target: &Target,
+    target: &Target<'_>,
     from: usize,
 ) -> Result<Option<Candidate>> {
     match target {
@@ -472,7 +473,12 @@ fn next_candidate(
     }
 }
 
-fn next_candidate_exists(stack: &LayerStack, lowers: &[Arc<LowerDir>], target: &Target, from: usize) -> bool {
+fn next_candidate_exists(
+    stack: &LayerStack,
+    lowers: &[Arc<LowerDir>],
+    target: &Target<'_>,
+    from: usize,
+) -> bool {
     match target {
         Target::Name(_) => lowers.iter().any(|dir| dir.layer >= from),
         Target::Path(_) => stack.root_from(from).is_some(),

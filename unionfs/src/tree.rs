@@ -4,6 +4,7 @@
 //! the disk and the memory, so what is reached is checked against the node's inode number and tried again.
 
 mod names;
+mod peek;
 mod policy;
 mod reach;
 mod whiteouts;
@@ -36,6 +37,7 @@ use crate::stack::marks::{self, DirMarks};
 use crate::stack::{self, LayerStack};
 use crate::sys::{self, Stat};
 use crate::unfinished::Unfinished;
+pub(crate) use peek::Peeked;
 pub(crate) use policy::Policy;
 
 /// The union in memory.
@@ -243,19 +245,26 @@ impl Tree {
                 .reach(inode, |parent, name| upper.stat_at(parent, name).map(|stat| (stat, stat.ino)));
         }
         let lower = inode.state.read().lower.clone();
-        match lower {
+        self.lower_stat(&lower).unwrap_or_else(|| Err(inode.gone()))
+    }
+
+    /// Returns the attributes of an object on the lowers; `None` if it is on none.
+    fn lower_stat(&self, lower: &Lower) -> Option<Result<Stat>> {
+        let fds = &self.stack.fds;
+        Some(match lower {
             Lower::File(dir, name, number) => {
-                let stat = self.stack.lower(&dir)?.stat(&self.stack.fds, &dir, name.as_bytes())?;
+                let stat = self.stack.lower(dir).and_then(|layer| layer.stat(fds, dir, name.as_bytes()));
                 // Others have put another file there: two files must not be mixed.
-                if stat.ino == number { Ok(stat) } else { Err(Error::new(Errno::STALE)) }
+                let same = |stat: Stat| if stat.ino == *number { Ok(stat) } else { Err(Errno::STALE.into()) };
+                stat.and_then(same)
             }
             Lower::Held(file) => file.stat(),
-            Lower::Dirs(dirs) => {
-                let dir = dirs.first().ok_or(Error::new(Errno::NOENT))?;
-                self.stack.lower(dir)?.stat_dir(&self.stack.fds, dir)
-            }
-            Lower::None => Err(inode.gone()),
-        }
+            Lower::Dirs(dirs) => dirs
+                .first()
+                .ok_or(Error::new(Errno::NOENT))
+                .and_then(|dir| self.stack.lower(dir)?.stat_dir(fds, dir)),
+            Lower::None => return None,
+        })
     }
 
     /// Makes a file safe that was copied up and is unfinished, and takes its marks away.
@@ -295,6 +304,12 @@ impl Tree {
             Node::Whole(inode) => self.attr(inode, stat),
             Node::Leaf(id, kind) => self.attr_of(id.0, *kind, stat),
         }
+    }
+
+    /// Returns what to show of a file of a lower that nobody has changed or holds.
+    pub(crate) fn attr_of_leaf(&self, id: NodeId, kind: FileKind, lower: &Lower) -> Result<Attr> {
+        let stat = self.lower_stat(lower).ok_or(Error::new(Errno::IO))??;
+        Ok(self.attr_of(id.0, kind, &stat))
     }
 
     fn attr_of(&self, ino: u64, kind: FileKind, stat: &Stat) -> Attr {
@@ -429,12 +444,6 @@ impl Tree {
         }
     }
 
-    /// Returns the node of `name` without leaving a lookup counted.
-    pub(crate) fn peek(&self, parent: &Arc<Inode>, name: &[u8]) -> Result<Peeked<'_>> {
-        let (node, stat) = self.lookup(parent, name)?;
-        Ok(Peeked { tree: self, inode: self.whole(node)?, stat })
-    }
-
     /// Returns whether the upper part of a directory may hold objects that show another inode number than their own.
     pub(crate) fn is_impure(&self, dir: &Inode) -> bool {
         if dir.state.read().impure {
@@ -456,22 +465,6 @@ impl Tree {
         self.stack.attributes().set(fd, &self.stack.namespace.name("impure"), b"y", 0)?;
         dir.state.write().impure = true;
         Ok(())
-    }
-}
-
-/// A node whose lookup is taken back when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Peeked<'a> {
-    tree: &'a Tree,
-    /// The node.
-    pub inode: Arc<Inode>,
-    /// Its attributes.
-    pub stat: Stat,
-}
-
-impl Drop for Peeked<'_> {
-    fn drop(&mut self) {
-        self.tree.forget(self.inode.id, 1);
     }
 }
 

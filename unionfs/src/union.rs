@@ -17,7 +17,7 @@ use crate::error::{Errno, Error, Result};
 use crate::gate::Gate;
 use crate::handles::{DirHandle, Snapshot};
 use crate::inode::{Data, Inode};
-use crate::inode_table::Node;
+use crate::inode_table::{Node, Seen};
 use crate::merge::{self, ListedName, Listing};
 use crate::options::{MountOptions, Verity};
 use crate::rename::End;
@@ -106,7 +106,10 @@ impl Union {
     /// Returns the attributes.
     pub fn getattr(&self, node: NodeId, _fh: Option<Fh>) -> Result<Attr> {
         let tree = self.tree.enter();
-        attr::getattr(&tree, &*tree.table.get(node)?)
+        match tree.table.see(node)? {
+            Seen::Whole(inode) => attr::getattr(&tree, &inode),
+            Seen::Leaf(kind, lower) => tree.attr_of_leaf(node, kind, &lower),
+        }
     }
 
     /// Changes attributes and returns the new ones.

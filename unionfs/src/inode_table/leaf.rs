@@ -187,6 +187,12 @@ impl Leaf {
         ObjectKey::new(self.layer.into(), self.id.0 >> FS_SHIFT, self.number())
     }
 
+    /// Returns the lower file that serves it; `None` if the upper does.
+    pub(super) fn on_lower(&self) -> Option<Lower> {
+        let dir = self.lower_dir()?;
+        Some(Lower::File(dir, FileName::from_checked(self.name.as_bytes()), self.number()))
+    }
+
     /// The inode number on the layer.
     const fn number(&self) -> u64 {
         self.id.0 & ((1 << FS_SHIFT) - 1)

@@ -79,7 +79,7 @@ fn holds_removed(inode: &Inode) -> bool {
 impl InodeTable {
     /// Takes all nodes out.
     pub(crate) fn unsettle(&self) -> Unsettled {
-        let maps = std::mem::take(&mut *self.maps.lock());
+        let maps = std::mem::take(&mut *self.maps.write());
         let whole = maps.whole.into_iter().map(|inode| {
             let key = inode.key.get();
             inode.key.set(None);
@@ -90,7 +90,7 @@ impl InodeTable {
 
     /// Puts a node back, under a key unless that is another's by now.
     pub(crate) fn settle(&self, inode: &Arc<Inode>, key: Option<ObjectKey>) {
-        let mut maps = self.maps.lock();
+        let mut maps = self.maps.write();
         maps.add(inode);
         if let Some(key) = key.filter(|key| maps.find(*key).is_none()) {
             maps.set_key(inode, key);
@@ -99,7 +99,7 @@ impl InodeTable {
 
     /// Puts a file back that nobody has used, where it was.
     pub(crate) fn settle_leaf(&self, leaf: Leaf) {
-        self.maps.lock().plant(Box::new(leaf));
+        self.maps.write().plant(Box::new(leaf));
     }
 
     /// Takes a name away from a node that is not in the table. The reference to the directory is for the caller to take back.

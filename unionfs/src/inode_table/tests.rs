@@ -71,7 +71,7 @@ impl Fixture {
     }
 
     fn leaves(&self) -> usize {
-        self.table.maps.lock().leaves.len()
+        self.table.maps.read().leaves.len()
     }
 }
 
@@ -139,7 +139,7 @@ fn nodes_that_nobody_uses_become_leaves_again_and_those_in_use_do_not() {
     for number in 3..count {
         drop(f.table.get(NodeId(100 + number)).unwrap());
     }
-    assert!(f.leaves() > 0 && f.table.maps.lock().whole.len() <= WHOLE_LEAVES + 4);
+    assert!(f.leaves() > 0 && f.table.maps.read().whole.len() <= WHOLE_LEAVES + 4);
     assert_eq!(f.table.count() as u64, count + 1);
     assert!(Arc::ptr_eq(&held, &f.table.get(NodeId(100)).unwrap()), "one node for one object");
     let linked = f.table.get(NodeId(101)).unwrap();

@@ -7,6 +7,11 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::gate::Apart;
+
+/// Parts of the cache, each with its lock: requests in different directories seldom meet.
+const SHARDS: usize = 8;
+
 /// Which directory a cached descriptor is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DirKey {
@@ -16,44 +21,59 @@ pub(crate) enum DirKey {
     Upper(u64),
 }
 
-/// Directory descriptors, the least recently used closed first.
+impl DirKey {
+    /// Numbers of either kind follow each other, so they are spread evenly.
+    fn shard(self) -> usize {
+        let (Self::Lower(number) | Self::Upper(number)) = self;
+        usize::try_from(number % SHARDS as u64).unwrap_or(0)
+    }
+}
+
+type Shard = Mutex<LruCache<DirKey, Arc<OwnedFd>>>;
+
+/// Directory descriptors, of each part the least recently used closed first. No two locks are held at once.
 #[derive(Debug)]
-pub(crate) struct DirFds(Mutex<LruCache<DirKey, Arc<OwnedFd>>>);
+pub(crate) struct DirFds([Apart<Shard>; SHARDS]);
 
 impl DirFds {
-    /// Makes a cache of at most `capacity` descriptors.
+    /// Makes a cache of at most `capacity` descriptors, but of a few at least.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self(Mutex::new(LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN))))
+        let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
+        Self(std::array::from_fn(|_| Apart(Mutex::new(LruCache::new(each)))))
+    }
+
+    fn shard(&self, key: DirKey) -> &Shard {
+        let [first, ..] = &self.0;
+        &self.0.get(key.shard()).unwrap_or(first).0
     }
 
     /// Returns the descriptor if it is there.
     pub(crate) fn get(&self, key: DirKey) -> Option<Arc<OwnedFd>> {
-        self.0.lock().get(&key).cloned()
+        self.shard(key).lock().get(&key).cloned()
     }
 
     /// Keeps a descriptor. What it displaces is closed after the lock is given up.
     pub(crate) fn put(&self, key: DirKey, fd: Arc<OwnedFd>) {
-        let displaced = self.0.lock().push(key, fd);
+        let displaced = self.shard(key).lock().push(key, fd);
         drop(displaced);
     }
 
     /// Returns how many there are.
     pub(crate) fn count(&self) -> usize {
-        self.0.lock().len()
+        self.0.iter().map(|shard| shard.0.lock().len()).sum()
     }
 
     /// Keeps the descriptor that `old` has under `new` instead.
     pub(crate) fn move_key(&self, old: DirKey, new: DirKey) {
-        let displaced = {
-            let mut fds = self.0.lock();
-            fds.pop(&old).and_then(|fd| fds.push(new, fd))
-        };
-        drop(displaced);
+        let moved = self.shard(old).lock().pop(&old);
+        if let Some(fd) = moved {
+            self.put(new, fd);
+        }
     }
 
     /// Forgets a descriptor.
     pub(crate) fn remove(&self, key: DirKey) {
-        let removed = self.0.lock().pop(&key);
+        let removed = self.shard(key).lock().pop(&key);
         drop(removed);
     }
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::OFlags;
 
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;

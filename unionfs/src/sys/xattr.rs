@@ -21,7 +21,13 @@ const GUESS: usize = 256;
 /// Returns the value of attribute `name`.
 pub(crate) fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
     fill(|buffer| match rustix::fs::fgetxattr(fd, name, &mut *buffer) {
-        Err(Errno::BADF) => rustix::fs::getxattr(super::proc_path(fd).as_str(), name, buffer),
+        // A directory opened for its names finds itself in itself.
+        Err(Errno::BADF) => match at::get(fd, b".", name, buffer) {
+            Err(Errno::NOTDIR | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
+                rustix::fs::getxattr(super::proc_path(fd).as_str(), name, buffer)
+            }
+            result => result,
+        },
         result => result,
     })
 }
@@ -49,7 +55,6 @@ pub(crate) fn list_at(dir: BorrowedFd<'_>, file: &[u8]) -> Result<Vec<u8>, Errno
 /// Returns the names, each ended by NUL.
 pub(crate) fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     fill(|buffer| match rustix::fs::flistxattr(fd, &mut *buffer) {
-        // A directory opened for its names finds itself in itself.
         Err(Errno::BADF) => match at::list(fd, b".", buffer) {
             Err(Errno::NOTDIR | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
                 rustix::fs::listxattr(super::proc_path(fd).as_str(), buffer)

@@ -12,7 +12,7 @@ impl LowerLayer {
     /// Returns the same layer with nothing remembered of what is in it.
     pub(crate) fn again(&self) -> Result<Self> {
         let (root_stat, owners) = (sys::stat_fd(self.root.as_fd())?, Owners::of_layer(self.root.as_fd()));
-        Ok(Self { root_stat, owners, catalog: None, ..self.clone() })
+        Ok(Self { root_stat, owners, bare_root: false, catalog: None, ..self.clone() })
     }
 }
 
