@@ -74,17 +74,7 @@ impl Awake {
     /// Starts the threads, asleep. There are none if none are `wanted`, for a single processor, and for too many.
     pub(super) fn new(wanted: bool) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let vigil = Arc::new(Vigil {
-            processors,
-            began: Instant::now(),
-            threads: OnceLock::new(),
-            up: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            served: AtomicU32::new(0),
-            burst_began: AtomicU64::new(0),
-            rest_until: AtomicU64::new(0),
-            running: Running::default(),
-        });
+        let vigil = Arc::new(Vigil::new(processors));
         let threads = if wanted && (2..=MAX_THREADS).contains(&processors) { processors } else { 0 };
         let threads = (0..threads).filter_map(|_| start(&vigil)).collect();
         vigil.threads.get_or_init(|| threads);
@@ -119,6 +109,21 @@ impl Drop for Awake {
 }
 
 impl Vigil {
+    /// A vigil without threads.
+    fn new(processors: usize) -> Self {
+        Self {
+            processors,
+            began: Instant::now(),
+            threads: OnceLock::new(),
+            up: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            served: AtomicU32::new(0),
+            burst_began: AtomicU64::new(0),
+            rest_until: AtomicU64::new(0),
+            running: Running::default(),
+        }
+    }
+
     /// Learns that a request was answered. That costs next to nothing, and only a burst wakes the threads.
     pub(super) fn served(&self) {
         let served = self.served.fetch_add(1, Ordering::Relaxed);
@@ -244,24 +249,9 @@ impl Limit {
 mod tests {
     use super::*;
 
-    /// A vigil without threads on a host that always has an idle processor.
-    fn vigil() -> Vigil {
-        Vigil {
-            processors: usize::MAX,
-            began: Instant::now(),
-            threads: OnceLock::new(),
-            up: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            served: AtomicU32::new(0),
-            burst_began: AtomicU64::new(0),
-            rest_until: AtomicU64::new(0),
-            running: Running::default(),
-        }
-    }
-
     #[test]
     fn only_a_quick_burst_wakes_and_not_while_others_need_the_processors() {
-        let mut vigil = vigil();
+        let mut vigil = Vigil::new(usize::MAX);
         let ms = |ms| nanos(Duration::from_millis(ms));
         let is_up = |vigil: &Vigil| vigil.up.load(Ordering::Relaxed);
         vigil.burst_ended(ms(1000));
@@ -280,7 +270,7 @@ mod tests {
 
     #[test]
     fn spinning_ends_when_nobody_asks_and_with_the_mount() {
-        let vigil = vigil();
+        let vigil = Vigil::new(usize::MAX);
         vigil.up.store(true, Ordering::Relaxed);
         vigil.spin();
         vigil.ended.store(true, Ordering::Relaxed);
