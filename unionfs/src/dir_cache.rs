@@ -12,6 +12,8 @@ use crate::merge::Listing;
 
 /// Names kept in all listings together: about 20 MB.
 const NAMES: usize = 400_000;
+/// What a listing itself weighs, in names.
+const LISTING_WEIGHT: usize = 8;
 /// Lookups below in a directory after which the names of its lowers are read: one that is only passed through costs
 /// less without.
 const LOOKUPS: u32 = 3;
@@ -59,8 +61,8 @@ pub(crate) enum LowerNames {
 impl Entry {
     fn weight(&self) -> usize {
         match self {
-            Self::Names(_, listing) => listing.len() + 1,
-            Self::Asked(_) | Self::Large => 1,
+            Self::Names(_, listing) => listing.len() + LISTING_WEIGHT,
+            Self::Asked(_) | Self::Large => LISTING_WEIGHT / 2,
         }
     }
 }
@@ -151,10 +153,45 @@ impl DirCache {
         }
     }
 
+    /// Drops what is known of a directory whose node is gone.
+    pub(crate) fn lose(&self, serial: u64) {
+        for part in [Part::Merged, Part::Lowers] {
+            let old = self.shard(serial).lock().pop(&(serial, part));
+            self.forget(old);
+        }
+    }
+
     /// Takes a dropped entry off the account. Its names are given back with no lock held.
     fn forget(&self, old: Option<Entry>) {
         if let Some(old) = old {
             self.names.fetch_sub(old.weight(), Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_directory_goes_with_its_node() {
+        let cache = DirCache::default();
+        let listing = Arc::new(Listing::default());
+        cache.put(7, 1, &listing);
+        cache.put_lowers(7, 3, Some(&listing));
+        cache.put(8, 1, &listing);
+        cache.lose(7);
+        assert!(cache.get(7, 1).is_none() && cache.lowers(7, 3).is_none() && cache.get(8, 1).is_some());
+        assert_eq!(cache.names.load(Ordering::Relaxed), LISTING_WEIGHT);
+    }
+
+    #[test]
+    fn many_small_listings_are_bounded_too() {
+        let cache = DirCache::default();
+        let listing = Arc::new(Listing::default());
+        let most = NAMES / LISTING_WEIGHT;
+        (0..2 * most as u64).for_each(|serial| cache.put(serial, 1, &listing));
+        let kept = cache.shards.iter().map(|shard| shard.0.lock().len()).sum::<usize>();
+        assert!(kept <= most, "{kept}");
     }
 }

@@ -438,7 +438,9 @@ impl Tree {
     /// Takes back lookups of a node.
     pub(crate) fn forget(&self, id: NodeId, count: u64) {
         for gone in self.table.forget(id, count) {
-            if gone.data.read().is_some() {
+            if gone.kind == FileKind::Directory {
+                self.listings.lose(gone.serial);
+            } else if gone.data.read().is_some() {
                 self.idle.forget(gone.serial);
             }
         }
