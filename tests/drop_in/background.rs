@@ -8,6 +8,8 @@ use e2e::program::{Unmount, mount_type, run, servers_of, wait_until};
 use e2e::require;
 use e2e::tree::LayerTree;
 
+mod auto_unmount;
+
 struct Place {
     layers: Layers,
     device: std::cell::Cell<u64>,

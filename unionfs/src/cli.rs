@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
 
+use crate::fuse::auto_unmount::Watched;
 use crate::fuse::daemon::{self, Inherited, Leaver, Side};
 use crate::fuse::mount::{self, Busy};
 use crate::fuse::session::{Server, raise_open_files_limit};
@@ -218,6 +219,7 @@ fn serve(
     start_log(options.debug);
     let place = Place::of(mountpoint)?;
     place.hide_from_layers(&mut options);
+    let mut watched = place.watch(&options)?;
     // Layers first: from here on they are reached through descriptors only, so that one of them may lie below the
     // mount point, or be it.
     let union = Arc::new(Union::open(&options)?);
@@ -233,6 +235,9 @@ fn serve(
         inherited.close();
     }
     let served = rustix::process::chdir("/").map_err(Failure::from).and_then(|()| {
+        if let (Some(watched), Some(target)) = (&mut watched, &target) {
+            watched.mounted(target)?;
+        }
         let server = Server::connect(Arc::clone(&union), device, &options)?;
         Ok(daemon::run(server, union, target.clone(), runtime_directory(), leaver)?)
     });
@@ -270,6 +275,19 @@ impl Place {
             if is_dir { Ok(target) } else { Err(std::io::Error::from_raw_os_error(libc::ENOTDIR)) }
         });
         target.map(Self::Directory).map_err(|error| format!("cannot mount on \"{shown}\": {error}").into())
+    }
+
+    /// Starts the process that takes the mount away when this one has ended, where the options say so.
+    fn watch(&self, options: &MountOptions) -> Result<Option<Watched>, Failure> {
+        match self {
+            _ if !options.auto_unmount => Ok(None),
+            Self::Directory(target) => Ok(Some(Watched::over(target)?)),
+            Self::Connected(_) => {
+                let instead = "the mount is that of the program that has made it";
+                complain(&Warning::NotSupported { option: "auto_unmount", instead });
+                Ok(None)
+            }
+        }
     }
 
     /// Keeps the union from showing its own mount point where that lies inside a layer: a lookup of it would wait

@@ -6,6 +6,7 @@
 //! fuser knows one number where the protocol has two: the node number of an answer is its `attr.ino`. So the shown
 //! inode number is the node number here; the union makes the two equal wherever it can.
 
+pub mod auto_unmount;
 pub mod control;
 pub mod convert;
 mod counters;

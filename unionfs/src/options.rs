@@ -108,6 +108,8 @@ pub struct MountOptions {
     pub allow_other: Option<bool>,
     /// Besides the mounting user only root may enter. Has an effect where root mounts; an ordinary user is alone anyway.
     pub allow_root: bool,
+    /// The mount is taken away when its server has ended, also when it was killed.
+    pub auto_unmount: bool,
     /// The kernel checks permissions by mode and owner. There is no mount without it: cached names would bypass
     /// every check.
     pub default_permissions: bool,
@@ -451,6 +453,7 @@ impl Default for MountOptions {
             flags: MountFlags::default(),
             allow_other: None,
             allow_root: false,
+            auto_unmount: false,
             default_permissions: true,
             fsname: None,
             subtype: None,

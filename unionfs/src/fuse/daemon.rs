@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -123,16 +123,17 @@ impl Leaver {
         rustix::process::setsid().map_err(|errno| Error::new(errno).during("start", "session"))?;
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let null = null.map_err(|errno| Error::new(errno).during("open", "/dev/null"))?;
-        redirect_standard_streams(&null)
+        redirect_standard_streams(null)
             .map_err(|errno| Error::new(errno).during("redirect", "standard streams"))?;
         writer.write_all(&[USABLE]).map_err(|error| Error::from(error).during("report to", "parent"))
     }
 }
 
-fn redirect_standard_streams(null: &OwnedFd) -> std::result::Result<(), Errno> {
-    rustix::stdio::dup2_stdin(null)?;
-    rustix::stdio::dup2_stdout(null)?;
-    rustix::stdio::dup2_stderr(null)
+/// Lets the standard streams lead to `null`.
+pub(super) fn redirect_standard_streams(null: impl AsFd) -> std::result::Result<(), Errno> {
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)
 }
 
 /// Lets signals wait until [`run`] takes them: from here on none can end the process and leave a mount without a

@@ -14,7 +14,8 @@ pub(super) struct Inherited(Vec<RawFd>);
 const LAST_GUESSED: RawFd = 1023;
 
 impl Inherited {
-    /// Lists the open descriptors. To be called before this process opens any.
+    /// Lists the open descriptors. To be called before this process opens any, or right after a fork by a child that never
+    /// drops what it has from its parent.
     pub(super) fn at_start() -> Self {
         let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
             let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -30,7 +31,7 @@ impl Inherited {
     pub(super) fn close(self) {
         for fd in self.0 {
             // JUSTIFICATION: a caller that reads a pipe to its end waits for every copy of the writing side.
-            // SAFETY: the number was open before this process opened anything, so no value here owns it.
+            // SAFETY: the number was open before this process opened anything, so no value that is used or dropped owns it.
             unsafe { rustix::io::close(fd) };
         }
     }

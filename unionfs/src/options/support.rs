@@ -21,10 +21,7 @@ const GAPS: &[Gap] = &[
 ];
 
 /// Words without a typed meaning whose absence is worth telling.
-const WORDS: &[(&str, &str)] = &[
-    ("auto_unmount", "the server unmounts when it is told to end, not when it is killed"),
-    ("plugins", "layers come from directories only"),
-];
+const WORDS: &[(&str, &str)] = &[("plugins", "layers come from directories only")];
 
 /// Tells what of `options` has no effect.
 pub(super) fn check(options: &MountOptions) -> Vec<Warning> {

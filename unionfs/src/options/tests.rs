@@ -120,10 +120,10 @@ fn harmless_words_are_silent_and_unknown_words_are_told() {
     let text = "lowerdir=/a,,private,rw,lazytime,defaults,nofail,_netdev,x-systemd.automount,threaded=1,clone_fd,\
                 fast_ino=0,splice_read,kernel_cache,max_read=131072,max_write,override_creds";
     parse(text);
-    let (_, warnings) = MountOptions::parse(["lowerdir=/a,frobnicate,what=1,auto_unmount"]).unwrap();
+    let (_, warnings) = MountOptions::parse(["lowerdir=/a,frobnicate,what=1,plugins"]).unwrap();
     let lines: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(lines[..2], ["unknown argument ignored: frobnicate", "unknown argument ignored: what=1"]);
-    assert!(lines[2].starts_with("auto_unmount is not supported"), "{lines:?}");
+    assert!(lines[2].starts_with("plugins is not supported"), "{lines:?}");
 }
 
 #[test]
@@ -253,7 +253,7 @@ prop_compose! {
 prop_compose! {
     fn any_options()(
         layers in any_layers(),
-        switches in any::<[bool; 12]>(),
+        switches in any::<[bool; 13]>(),
         states in any::<[Option<bool>; 2]>(),
         redirect_dir in prop::option::of(prop::sample::select(show::REDIRECT_DIR)),
         verity in prop::sample::select(show::VERITY),
@@ -281,7 +281,7 @@ prop_compose! {
         flags in any_flags(),
     ) -> MountOptions {
         let [ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_other, allow_root, debug] = switches;
+            writeback, allow_other, allow_root, auto_unmount, debug] = switches;
         MountOptions {
             redirect_dir: redirect_dir.map(|(_, value)| value),
             index: states[0],
@@ -304,7 +304,7 @@ prop_compose! {
             squash_to_gid: squash[1],
             allow_other: allow_other.then_some(true),
             ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_root, debug, timeout, max_write, flags,
+            writeback, allow_root, auto_unmount, debug, timeout, max_write, flags,
             ..layers
         }
     }

@@ -1,0 +1,178 @@
+//! `auto_unmount`: what becomes of a mount whose server has ended, however it ended.
+
+use std::ffi::CString;
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
+
+use e2e::mounted::{mounted_elsewhere, union_program, unmount};
+use e2e::program::{mount_type, servers_of, wait_until};
+use e2e::require;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Place, place};
+
+/// Returns the parent of a process.
+fn parent(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// Returns the server of a mount and the process that watches over it.
+fn server_and_watcher(place: &Place) -> (i32, i32) {
+    let all = servers_of(&place.layers.target);
+    let watcher = all.iter().copied().find(|&pid| parent(pid).is_some_and(|parent| all.contains(&parent)));
+    let watcher = watcher.unwrap_or_else(|| panic!("nobody watches: {all:?}"));
+    (parent(watcher).unwrap(), watcher)
+}
+
+fn signal(name: &str, pid: i32) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(status.unwrap().success());
+}
+
+/// Waits until no process of a mount is left.
+fn all_ended(place: &Place) {
+    let ended = || servers_of(&place.layers.target).is_empty();
+    assert!(wait_until(|| ended() || mounted_elsewhere(place.device.get())), "a process stays");
+}
+
+/// Starts a server in the foreground, with a pipe of the caller's.
+fn foreground(place: &Place) -> Child {
+    let mut child = Command::new(union_program())
+        .arg("-f")
+        .arg("-o")
+        .arg(format!("{},auto_unmount", place.layers.options().into_string().unwrap()))
+        .arg(&place.layers.target)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let live = wait_until(|| std::fs::read(place.layers.target.join("f0")).is_ok());
+    if !live {
+        child.kill().unwrap();
+    }
+    assert!(live, "no mount");
+    child
+}
+
+#[test]
+fn a_mount_with_auto_unmount_goes_with_its_server() {
+    require!(Fuse, Union);
+    for options in
+        ["OPTIONS,auto_unmount", "OPTIONS,auto_unmount,data=handles", "OPTIONS,auto_unmount,transport=dev"]
+    {
+        let place = place(1);
+        let (_mount, stderr) = place.mount(&["-o", options, "TARGET"]);
+        assert_eq!(stderr, "", "it has an effect");
+        let held = std::fs::File::open(&place.layers.target).unwrap();
+        let (server, _) = server_and_watcher(&place);
+        signal("KILL", server);
+        assert!(wait_until(|| mount_type(&place.layers.target).is_none()), "{options}: a dead mount stays");
+        all_ended(&place);
+        // Lazily: who has it open holds a dead end, and the directory below can be used at once.
+        std::fs::write(place.layers.target.join("below"), b"x").unwrap();
+        drop(held);
+    }
+}
+
+#[test]
+fn a_watcher_ends_with_an_ordinary_unmount() {
+    require!(Fuse, Union);
+    for by_signal in [false, true] {
+        let place = place(1);
+        let (_mount, _) = place.mount(&["-o", "OPTIONS,auto_unmount", "TARGET"]);
+        let (server, _) = server_and_watcher(&place);
+        if by_signal {
+            signal("TERM", server);
+        } else {
+            unmount(&place.layers.target);
+        }
+        assert!(wait_until(|| mount_type(&place.layers.target).is_none()), "it stays mounted");
+        all_ended(&place);
+    }
+}
+
+#[test]
+fn a_watcher_holds_nothing_and_no_terminal_ends_it() {
+    require!(Fuse, Union);
+    let place = place(1);
+    let mut server = foreground(&place);
+    let (pid, watcher) = server_and_watcher(&place);
+    assert_eq!(pid, i32::try_from(server.id()).unwrap());
+    let mut held: Vec<_> = std::fs::read_dir(format!("/proc/{watcher}/fd"))
+        .unwrap()
+        .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+        .collect();
+    held.sort();
+    assert_eq!(held[..2], ["/dev/null", "/dev/null"]);
+    assert!(held.len() == 3 && held[2].starts_with("pipe:"), "{held:?}");
+    let session = rustix::process::getsid(rustix::process::Pid::from_raw(watcher)).unwrap();
+    assert_eq!(session.as_raw_nonzero().get(), watcher, "it has a session of its own");
+    assert_eq!(std::fs::read_link(format!("/proc/{watcher}/cwd")).unwrap().as_os_str(), "/");
+    for name in ["INT", "QUIT", "HUP", "TSTP", "TERM"] {
+        signal(name, watcher);
+    }
+    signal("KILL", pid);
+    server.wait().unwrap();
+    assert!(wait_until(|| mount_type(&place.layers.target).is_none()), "a dead mount stays");
+    all_ended(&place);
+}
+
+#[test]
+fn a_mount_that_came_instead_is_left_alone() {
+    require!(Fuse, Union);
+    let place = place(1);
+    for _ in 0..10 {
+        let (mount, _) = place.mount(&["-o", "OPTIONS,auto_unmount", "TARGET"]);
+        unmount(&place.layers.target);
+        // At once: the watcher of the mount before may still be there.
+        let (again, _) = place.mount(&["-o", "lowerdir=lower0", "TARGET"]);
+        let only_one_left = || servers_of(&place.layers.target).len() == 1;
+        assert!(wait_until(|| only_one_left() || mounted_elsewhere(place.device.get())), "a watcher stays");
+        assert_eq!(std::fs::read(place.layers.target.join("f0")).unwrap(), b"from 0");
+        drop((again, mount));
+        all_ended(&place);
+    }
+}
+
+#[test]
+fn a_mount_that_came_on_top_is_left_alone() {
+    require!(Fuse, Union, Root);
+    let place = place(1);
+    let (_below, _) = place.mount(&["-o", "OPTIONS,auto_unmount", "TARGET"]);
+    let (server, _) = server_and_watcher(&place);
+    let target = &place.layers.target;
+    rustix::mount::mount("on-top", target, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    signal("KILL", server);
+    all_ended(&place);
+    std::fs::write(target.join("on-top"), b"x").unwrap();
+    let flags = rustix::mount::UnmountFlags::empty();
+    rustix::mount::unmount(target, flags).unwrap();
+    rustix::mount::unmount(target, flags).unwrap();
+}
+
+#[test]
+fn a_mount_that_could_not_be_made_leaves_no_watcher() {
+    require!(Fuse, Union);
+    let place = place(1);
+    let target = place.layers.target.display().to_string();
+    let output = e2e::program::run(place.scratch.path(), &["-o", "lowerdir=nowhere,auto_unmount", &target]);
+    assert!(!output.status.success());
+    all_ended(&place);
+}
+
+#[test]
+fn on_a_mount_that_is_handed_over_it_is_told_to_have_no_effect() {
+    require!(Fuse, Union, Root);
+    let place = place(1);
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR, Mode::empty()).unwrap();
+    let number = device.as_raw_fd();
+    let data = CString::new(format!("fd={number},rootmode=40000,user_id=0,group_id=0")).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("x", &place.layers.target, "fuse.unionfs", flags, data.as_c_str()).unwrap();
+    let (_mount, stderr) = place.mount(&["-o", "OPTIONS,auto_unmount", &format!("/dev/fd/{number}")]);
+    assert!(stderr.contains("auto_unmount") && stderr.contains("continuing without"), "{stderr:?}");
+    drop(device);
+    assert_eq!(std::fs::read(place.layers.target.join("f0")).unwrap(), b"from 0");
+}
