@@ -9,6 +9,7 @@ mod kernel;
 mod layers;
 mod names;
 mod owners;
+mod read_only;
 mod records;
 mod rights;
 mod storage;
@@ -84,6 +85,7 @@ fn as_an_ordinary_user_through_fusermount3() {
         "formats::",
         "layers::",
         "names::",
+        "read_only::",
         "storage::",
         "upper::",
     ];

@@ -191,7 +191,7 @@ fn an_upper_that_holds_no_attributes_has_them_in_the_workdir() {
     // Whoever reads only knows the marks too, if told where they are.
     mounted.unmount();
     layers.extra.push_str(",ro");
-    check(Mounted::new(layers.clone()).root(), Links::Split);
+    check(Mounted::new(layers.clone()).root(), Links::Joined);
     let left = e2e::sides::leftovers(&ramfs.0.join("work"));
     assert!(left.is_empty(), "{left:?}");
     // A removed object takes its record with it.

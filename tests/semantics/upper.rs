@@ -70,24 +70,6 @@ fn without_an_index_a_changed_name_is_split_from_the_others() {
 }
 
 #[test]
-fn a_read_only_mount_of_an_upper_does_not_follow_its_index() {
-    require!(Fuse, Union);
-    let tree = LayerTree::new().file("a", "old").hardlink("b", "a");
-    let mut union = Fixture::new(&[tree], "");
-    fs::write(union.at("a"), "new").unwrap();
-    let mut layers = union.mounted.layers().clone();
-    union.mounted.unmount();
-    layers.extra.push_str(",ro");
-    let mut read_only = e2e::mounted::Mounted::new(layers);
-    assert_eq!(fs::read(read_only.root().join("a")).unwrap(), b"new");
-    assert_eq!(fs::read(read_only.root().join("b")).unwrap(), b"old");
-    read_only.unmount();
-    // The index is as it was.
-    union.mounted.mount();
-    assert_eq!(fs::read(union.at("b")).unwrap(), b"new");
-}
-
-#[test]
 fn a_whiteout_is_written_only_where_a_lower_has_the_name() {
     require!(Fuse, Union);
     let union = Fixture::new(&[LayerTree::new().file("d/lower", "1")], "");

@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use crate::index;
+use crate::index::read_only::{Linked, Standing};
 use crate::inode::{Indexed, Inode};
 use crate::inode_table::ObjectKey;
 use crate::lookup::{Found, LowerPart};
@@ -32,6 +33,8 @@ pub(crate) struct Identity {
     pub index: Option<Box<Indexed>>,
     /// Where its data is, if the index holds attributes only.
     pub data: Option<LowerName>,
+    /// Where it is, if an index that is only read stands for it.
+    pub place: Option<LowerName>,
 }
 
 /// Tells who the object is that was found under `name`.
@@ -40,7 +43,7 @@ pub(crate) fn identify(tree: &Tree, name: &FileName, found: &Found) -> Result<Id
     let device = tree.stack.device_index(stat.dev);
     let own = tree.stack.shown_ino(stat.dev, stat.ino);
     let upper = tree.stack.upper_number();
-    let plain = |key, ino| Identity { key, ino, stat, index: None, data: None };
+    let plain = |key, ino| Identity { key, ino, stat, index: None, data: None, place: None };
     match (&found.upper, &found.lower) {
         (Some(_), LowerPart::Dirs(dirs)) => {
             Ok(plain(ObjectKey::new(upper, device, stat.ino), dirs_ino(tree, dirs).unwrap_or(own)))
@@ -49,7 +52,8 @@ pub(crate) fn identify(tree: &Tree, name: &FileName, found: &Found) -> Result<Id
         (None, LowerPart::File(dir)) => {
             let ino = found.marks.ino.unwrap_or(own);
             if stat.nlink > 1 {
-                return linked_lower_file(tree, dir, name, |key| plain(key, ino));
+                let linked = Linked { dir, name, stat: &stat, data: found.data.as_ref() };
+                return linked_lower_file(tree, &linked, |key| plain(key, ino));
             }
             Ok(plain(ObjectKey::new(dir.layer, device, stat.ino), ino))
         }
@@ -88,10 +92,13 @@ fn upper_file(tree: &Tree, found: &Found, mut identity: Identity) -> Identity {
 /// is one of its own.
 fn linked_lower_file(
     tree: &Tree,
-    dir: &Arc<LowerDir>,
-    name: &FileName,
+    linked: &Linked<'_>,
     plain: impl Fn(ObjectKey) -> Identity,
 ) -> Result<Identity> {
+    let &Linked { dir, name, .. } = linked;
+    if let Some(index) = tree.stack.index_dir() {
+        return linked_read_only(tree, linked, index, plain);
+    }
     let by_name = ObjectKey::lower_name(dir.id, name.as_bytes());
     let Identity { stat: lower, ino, .. } = plain(by_name);
     let Some(index) = &tree.index else { return Ok(plain(by_name)) };
@@ -112,7 +119,23 @@ fn linked_lower_file(
             .metacopy;
     let data = metacopy.then(|| LowerName { dir: Arc::clone(dir), name: name.clone() });
     let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(stat.dev), stat.ino);
-    Ok(Identity { key, ino, stat, index: Some(Box::new(Indexed { entry, difference })), data })
+    Ok(Identity { key, ino, stat, index: Some(Box::new(Indexed { entry, difference })), data, place: None })
+}
+
+/// As [`linked_lower_file`], with an index that is only read.
+fn linked_read_only(
+    tree: &Tree,
+    linked: &Linked<'_>,
+    index: &Arc<LowerDir>,
+    plain: impl Fn(ObjectKey) -> Identity,
+) -> Result<Identity> {
+    let Some(Standing { place, stat, difference, data }) = linked.standing(&tree.stack, index)? else {
+        return Ok(plain(ObjectKey::lower_name(linked.dir.id, linked.name.as_bytes())));
+    };
+    let key = ObjectKey::new(index.layer, tree.stack.device_index(stat.dev), stat.ino);
+    let indexed = Box::new(Indexed { entry: place.name.as_bytes().to_vec(), difference });
+    let (index, place) = (Some(indexed), Some(place));
+    Ok(Identity { stat, index, data, place, ..plain(key) })
 }
 
 /// Returns the inode number that stat shows for a listed name.

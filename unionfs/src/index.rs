@@ -3,6 +3,8 @@
 //! A directory `index` in the workdir, in kernel overlayfs' format: an entry is named by the record of the lower inode
 //! and is a hard link of the upper inode. Every name of the lower inode leads to that one object, also after a remount.
 
+pub(crate) mod read_only;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -12,13 +14,11 @@ use crate::ondisk::{Namespace, origin};
 use crate::stack::LayerStack;
 use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerDir;
+use crate::stack::lower::index::INDEX;
 use crate::stack::marks;
 use crate::stack::owners::Owners;
 use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
-
-/// Name of the index in the workdir.
-const INDEX: &[u8] = b"index";
 
 /// The open index.
 #[derive(Debug)]

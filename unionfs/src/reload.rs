@@ -41,7 +41,7 @@ pub(crate) fn reload(tree: &Tree, stack: LayerStack) -> Result<(Tree, Outdated)>
     let lowers = root_lowers(&tree.stack)?;
     let thorough = match &tree.index {
         Some(index) => !index.entries()?.is_empty(),
-        None => false,
+        None => tree.stack.index_dir().is_some(),
     };
     let mut search = Search::begin(&tree, thorough, lowers);
     while let Some(dir) = search.directories.pop() {

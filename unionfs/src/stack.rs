@@ -100,6 +100,7 @@ impl LayerStack {
         }
         if let (true, Some(work), Some(top)) = (options.is_read_only(), &options.workdir, lowers.first_mut())
         {
+            top.was_upper = true;
             read_sidecar(work, top, userxattr)?;
         }
         let upper = open_upper(options, &lowers, &mut notices)?.map(Arc::new);
@@ -156,6 +157,24 @@ impl LayerStack {
     /// Returns the layer that a description belongs to.
     pub(crate) fn lower(&self, dir: &LowerDir) -> Result<&LowerLayer> {
         self.lowers.get(dir.layer.wrapping_sub(self.top)).ok_or(Error::new(Errno::IO))
+    }
+
+    /// Has the index in the workdir read along with an upper that is only read.
+    ///
+    /// # Errors
+    /// There is one, and it cannot be read.
+    pub(crate) fn read_index(&mut self, options: &MountOptions) -> Result<()> {
+        match (&options.workdir, self.lowers.first_mut()) {
+            (Some(work), Some(upper)) if options.is_read_only() && options.index != Some(false) => {
+                upper.read_index(open_workdir(work)?.as_fd(), self.top)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the index that is read along with an upper that is only read.
+    pub(crate) fn index_dir(&self) -> Option<&Arc<LowerDir>> {
+        self.lowers.first().and_then(LowerLayer::index)
     }
 
     /// Returns the number of the upper.
@@ -333,12 +352,15 @@ fn check_verity(options: &MountOptions, lowers: &[LowerLayer], notices: &mut Vec
 
 /// Has the upper of a read-only mount read with the sidecar that its workdir has.
 fn read_sidecar(work: &Path, upper: &mut LowerLayer, userxattr: bool) -> Result<()> {
-    let name = work.as_os_str().as_encoded_bytes();
-    let work = open_dir(work).map_err(|e| Error::new(e).during("open workdir", name))?;
+    let work = open_workdir(work)?;
     match Sidecar::open(work.as_fd(), probe::namespace_without_upper(userxattr), false)? {
         Some(sidecar) if sidecar.is_used()? => upper.read_beside(sidecar),
         _ => Ok(()),
     }
+}
+
+fn open_workdir(work: &Path) -> Result<OwnedFd> {
+    open_dir(work).map_err(|e| Error::new(e).during("open workdir", work.as_os_str().as_encoded_bytes()))
 }
 
 /// Decides whether attributes are kept in the workdir: where the upper holds none, or where they are there already.

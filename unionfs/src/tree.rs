@@ -74,7 +74,10 @@ pub(crate) struct Tree {
 impl Tree {
     /// Opens the layers and makes the root.
     pub(crate) fn open(options: &MountOptions) -> Result<(Self, Vec<String>)> {
-        let (stack, notices) = LayerStack::open(options)?;
+        let (mut stack, notices) = LayerStack::open(options)?;
+        if let Err(error) = stack.read_index(options) {
+            tracing::warn!("hard links of changed files are shown apart: {error}");
+        }
         let (identity, upper) = match (&stack.upper, stack.lowers.first()) {
             (Some(upper), _) => (upper.identity(), Some(upper.identity().1)),
             (None, Some(lower)) => (lower.identity(), None),
@@ -421,11 +424,15 @@ impl Tree {
             key: identity.key,
             ino: identity.ino,
             kind: stat.kind(),
-            upper: (upper.is_some() || identity.index.is_some()).then_some(stat.ino),
-            lower: match lower {
-                LowerPart::Dirs(dirs) => Lower::Dirs(dirs.into()),
-                LowerPart::File(dir) if identity.index.is_none() => Lower::File(dir, name.clone(), stat.ino),
-                LowerPart::None | LowerPart::File(_) => Lower::None,
+            upper: (upper.is_some() || (identity.index.is_some() && identity.place.is_none()))
+                .then_some(stat.ino),
+            lower: match (identity.place, lower) {
+                (Some(LowerName { dir, name }), _) => Lower::File(dir, name, stat.ino),
+                (None, LowerPart::Dirs(dirs)) => Lower::Dirs(dirs.into()),
+                (None, LowerPart::File(dir)) if identity.index.is_none() => {
+                    Lower::File(dir, name.clone(), stat.ino)
+                }
+                (None, LowerPart::None | LowerPart::File(_)) => Lower::None,
             },
             lower_data: data.map(|file| LowerData { file, blocks }),
             index: identity.index,

@@ -6,6 +6,7 @@
 
 mod again;
 mod file;
+pub(crate) mod index;
 mod known;
 pub(crate) mod open;
 mod sunk;
@@ -36,6 +37,7 @@ use crate::sys::dirents::RawEntry;
 use crate::sys::{self, Stat};
 use file::At;
 pub(crate) use file::LowerFile;
+use index::LayerIndex;
 
 /// One read-only layer. Clones share the descriptor.
 #[derive(Clone, Debug)]
@@ -66,7 +68,9 @@ pub(crate) struct LowerLayer {
     pub(crate) handles_last: bool,
     /// The file system can protect files by fs-verity.
     pub(crate) has_verity: bool,
-    /// It was an upper until a rotation: its objects may say which inode number they are shown with.
+    /// Of an upper that is only read.
+    index: Option<LayerIndex>,
+    /// It is an upper that is only read, or was one until a rotation: its objects may say which inode number they are shown with.
     pub was_upper: bool,
 }
 
@@ -253,7 +257,7 @@ impl LowerLayer {
     /// Returns a descriptor of `dir` for lookups, from the cache if it is there.
     pub(crate) fn dir_fd(&self, fds: &DirFds, dir: &LowerDir) -> Result<DirFd<'_>> {
         if dir.parent.is_none() {
-            return Ok(DirFd::Root(self.root.as_fd()));
+            return Ok(DirFd::Root(self.top(dir).as_fd()));
         }
         if let Some(fd) = fds.get(DirKey::Lower(dir.id)) {
             return Ok(DirFd::Cached(fd));
@@ -350,7 +354,7 @@ impl LowerLayer {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Takes what was opened beside the layer, such as an entry of the index, to be read and not changed.
+    /// Takes what was opened beside the layer, such as its root while it was an upper, to be read and not changed.
     pub(crate) fn beside(&self, fd: OwnedFd) -> LowerFile {
         LowerFile { mount_ids: None, ..self.file(At::Open(fd)) }
     }
@@ -374,7 +378,7 @@ impl LowerLayer {
     /// Returns `name` in `dir`, to be asked for its attributes.
     pub(crate) fn object(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<LowerFile> {
         let dir = match self.dir_fd(fds, dir)? {
-            DirFd::Root(_) => Arc::clone(&self.root),
+            DirFd::Root(_) => Arc::clone(self.top(dir)),
             DirFd::Cached(fd) => fd,
         };
         Ok(self.file(At::Name(dir, name.into())))

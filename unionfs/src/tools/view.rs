@@ -4,24 +4,19 @@
 //! found if the workdir is named; it is only read, also while a mount uses it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-
-use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::idmap::IdView;
-use crate::index;
+use crate::index::read_only::{Linked, Standing};
 use crate::lookup::{self, DirView, LowerPart};
 use crate::merge;
 use crate::name::FileName;
-use crate::ondisk::origin;
 use crate::options::MountOptions;
 use crate::request::FileKind;
 use crate::stack::LayerStack;
-use crate::stack::lower::{LowerDir, LowerFile, LowerLayer, LowerName};
-use crate::stack::marks;
-use crate::sys::{self, Stat};
+use crate::stack::lower::{LowerDir, LowerFile, LowerName};
+use crate::sys::Stat;
 use crate::xattr_ops;
 
 /// The parts of a directory, topmost first.
@@ -31,7 +26,6 @@ pub(crate) type Parts = Vec<Arc<LowerDir>>;
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) stack: LayerStack,
-    index: Option<OwnedFd>,
     uids: IdView,
     gids: IdView,
 }
@@ -45,8 +39,6 @@ pub(crate) struct Object {
     pub parts: Parts,
     /// Of anything else: where it is.
     place: Option<LowerName>,
-    /// The entry of the index that stands for it.
-    entry: Option<Vec<u8>>,
     /// Where its data is, if the object itself holds only attributes.
     data: Option<LowerName>,
 }
@@ -66,14 +58,11 @@ impl View {
     pub(crate) fn open(options: &MountOptions) -> Result<Self> {
         let mut options = options.clone();
         options.flags.read_only = true;
-        let (stack, _) = LayerStack::open(&options)?;
-        let index = match (&options.upperdir, &options.workdir) {
-            (Some(_), Some(work)) if options.index != Some(false) => open_index(&work.join("index"))?,
-            _ => None,
-        };
+        let (mut stack, _) = LayerStack::open(&options)?;
+        stack.read_index(&options)?;
         let overflow = crate::idmap::DEFAULT_OVERFLOW_ID;
         let (uids, gids) = (options.uid_view(overflow), options.gid_view(overflow));
-        Ok(Self { stack, index, uids, gids })
+        Ok(Self { stack, uids, gids })
     }
 
     /// Returns the root.
@@ -81,7 +70,7 @@ impl View {
         let parts = self.stack.roots.clone();
         let first = parts.first().ok_or(Error::new(Errno::IO))?;
         let stat = self.stack.lower(first)?.pin_dir(&self.stack.fds, first)?.stat()?;
-        Ok(Object { stat: self.shown(stat), parts, place: None, entry: None, data: None })
+        Ok(Object { stat: self.shown(stat), parts, place: None, data: None })
     }
 
     /// Returns the names in a directory, sorted.
@@ -99,13 +88,13 @@ impl View {
             return Ok(None);
         }
         let Some(found) = lookup::find(&self.stack, &dir_view(parts), name)? else { return Ok(None) };
-        let mut object =
-            Object { stat: found.stat, parts: Vec::new(), place: None, entry: None, data: found.data };
+        let mut object = Object { stat: found.stat, parts: Vec::new(), place: None, data: found.data };
         match found.lower {
             LowerPart::Dirs(parts) => object.parts = parts,
             LowerPart::File(dir) => {
-                object.place = Some(LowerName { dir: Arc::clone(&dir), name: FileName::new(name)? });
-                self.follow_index(&mut object, &dir, name)?;
+                let name = FileName::new(name)?;
+                object.place = Some(LowerName { dir: Arc::clone(&dir), name: name.clone() });
+                self.follow_index(&mut object, &dir, &name)?;
             }
             LowerPart::None => return Err(Error::new(Errno::IO)),
         }
@@ -115,49 +104,13 @@ impl View {
 
     /// A lower file with several names, one of which was changed, is the object in the index; an upper one shows the
     /// number of links that its index entry tells.
-    fn follow_index(&self, object: &mut Object, dir: &Arc<LowerDir>, name: &[u8]) -> Result<()> {
-        let Some(index) = &self.index else { return Ok(()) };
-        if object.stat.nlink < 2 || object.stat.is_dir() {
-            return Ok(());
-        }
-        let Some(record) = self.record(dir, name)? else { return Ok(()) };
-        let entry = origin::index_name(&record);
-        let mut stat = match self.upper()?.owners().stat_at(index.as_fd(), &entry) {
-            Ok(stat) if !stat.is_whiteout() && !stat.is_dir() => stat,
-            Ok(_) | Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        let own = dir.layer == self.stack.top;
-        if own && (stat.dev, stat.ino) != object.identity() {
-            return Ok(());
-        }
-        let (attributes, follow) = (self.upper()?.attributes(), self.stack.follow);
-        let found = marks::read_file_marks(attributes, index.as_fd(), &entry, self.stack.namespace, follow)?;
-        let shown = i64::from(stat.nlink) + found.nlink.unwrap_or(-1);
-        stat.nlink = u32::try_from(shown).unwrap_or(0);
-        object.stat = stat;
-        if !own {
-            object.entry = Some(entry);
-            object.data =
-                found.metacopy.then(|| object.data.take().or_else(|| object.place.clone())).flatten();
+    fn follow_index(&self, object: &mut Object, dir: &Arc<LowerDir>, name: &FileName) -> Result<()> {
+        let Some(index) = self.stack.index_dir().filter(|_| object.stat.nlink > 1) else { return Ok(()) };
+        let linked = Linked { dir, name, stat: &object.stat, data: object.data.as_ref() };
+        if let Some(Standing { place, stat, data, .. }) = linked.standing(&self.stack, index)? {
+            *object = Object { stat, parts: Vec::new(), place: Some(place), data };
         }
         Ok(())
-    }
-
-    /// Returns the upper, the topmost of the layers.
-    fn upper(&self) -> Result<&LowerLayer> {
-        self.stack.lowers.first().ok_or(Error::new(Errno::IO))
-    }
-
-    /// Returns the record by which the index knows a file: on the upper the one it was copied up with, below its own.
-    fn record(&self, dir: &LowerDir, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        if dir.layer > self.stack.top {
-            return index::lower_record(&self.stack, dir, name);
-        }
-        let layer = self.stack.lower(dir)?;
-        let fd = layer.dir_fd(&self.stack.fds, dir)?;
-        let (namespace, follow) = (self.stack.namespace, self.stack.follow);
-        Ok(marks::read_file_marks(layer.attributes(), fd.as_fd(), name, namespace, follow)?.origin)
     }
 
     /// Returns an object, to be asked for its attributes.
@@ -165,19 +118,12 @@ impl View {
         if let Some(dir) = object.parts.first() {
             return self.stack.lower(dir)?.pin_dir(&self.stack.fds, dir);
         }
-        if let (Some(entry), Some(index)) = (&object.entry, &self.index) {
-            return Ok(self.upper()?.beside(sys::pin_at(index.as_fd(), entry)?));
-        }
         let place = object.place.as_ref().ok_or(Error::new(Errno::IO))?;
         self.stack.lower(&place.dir)?.object(&self.stack.fds, &place.dir, place.name.as_bytes())
     }
 
     /// Opens the data of a regular file.
     pub(crate) fn open_data(&self, object: &Object) -> Result<LowerFile> {
-        if let (Some(entry), Some(index), None) = (&object.entry, &self.index, &object.data) {
-            let fd = sys::open_at(index.as_fd(), entry, OFlags::RDONLY | OFlags::NONBLOCK, 0)?;
-            return Ok(self.upper()?.beside(fd));
-        }
         let place = object.data.as_ref().or(object.place.as_ref()).ok_or(Error::new(Errno::IO))?;
         self.stack.lower(&place.dir)?.open_data(&self.stack.fds, &place.dir, &place.name)
     }
@@ -281,16 +227,4 @@ fn read_full(file: &LowerFile, buffer: &mut [u8], offset: u64) -> Result<usize> 
 /// Returns a directory to look names up in.
 pub(crate) fn dir_view(parts: &[Arc<LowerDir>]) -> DirView<'_> {
     DirView::of_lowers(parts)
-}
-
-fn open_index(path: &std::path::Path) -> Result<Option<OwnedFd>> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(errno) => {
-            Err(Error::new(errno)
-                .during("open the index of the workdir", path.as_os_str().as_encoded_bytes()))
-        }
-    }
 }

@@ -98,6 +98,7 @@ impl<'a> Opener<'a> {
             root: Arc::new(root),
             path,
             real,
+            index: None,
             was_upper: false,
         })
     }

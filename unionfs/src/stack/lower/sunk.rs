@@ -56,7 +56,7 @@ impl LowerLayer {
     /// Learns from the root's mark whether this layer was an upper once.
     pub(crate) fn look_for_upper_mark(&mut self, namespace: Namespace) {
         let mark = || self.attributes.get(self.root.as_fd(), &namespace.name(marks::INO));
-        self.was_upper = !self.bare_root && mark().is_ok();
+        self.was_upper |= !self.bare_root && mark().is_ok();
     }
 
     /// Returns the inode number that `name` in `dir` was shown with before, if it says so.
