@@ -15,7 +15,7 @@ use rustix::fs::XattrFlags;
 use crate::{changed, options_text, seeds, snapshot, tool};
 
 /// Runs a check; returns its exit status and what it said.
-fn check(layers: &Layers, flags: &[&str]) -> (i32, String) {
+pub(crate) fn check(layers: &Layers, flags: &[&str]) -> (i32, String) {
     let options = options_text(&layers.options());
     let mut arguments = vec!["check", "-o", &options];
     arguments.extend(flags);
@@ -25,7 +25,7 @@ fn check(layers: &Layers, flags: &[&str]) -> (i32, String) {
 }
 
 /// Returns the lines that tell a fault, and not what is allowed.
-fn faults(text: &str) -> Vec<&str> {
+pub(crate) fn faults(text: &str) -> Vec<&str> {
     text.lines().filter(|line| line.contains("repair")).collect()
 }
 
@@ -40,16 +40,22 @@ fn unmark(path: &Path, name: &str) {
 }
 
 /// A changed union, no longer mounted: a directory renamed, one replaced, files changed, one name of two written.
-struct Scene {
+pub(crate) struct Scene {
     _scratch: tempfile::TempDir,
-    layers: Layers,
+    pub(crate) layers: Layers,
     before: Vec<Snapshot>,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with("")
+    }
+
+    /// Makes one with more options, a comma first.
+    pub(crate) fn with(options: &str) -> Self {
         let scratch = scratch();
-        let layers = Layers::below(scratch.path(), 1);
+        let mut layers = Layers::below(scratch.path(), 1);
+        layers.extra.push_str(options);
         let tree = LayerTree::new().file("d/a", "1").file("d/sub/x", "2").file("f", "data of f");
         let tree = tree
             .file("one", "3")
@@ -73,15 +79,15 @@ impl Scene {
         Self { _scratch: scratch, layers, before }
     }
 
-    fn upper(&self, name: &str) -> PathBuf {
+    pub(crate) fn upper(&self, name: &str) -> PathBuf {
         self.layers.upper.as_ref().unwrap().join(name)
     }
 
-    fn work(&self, name: &str) -> PathBuf {
+    pub(crate) fn work(&self, name: &str) -> PathBuf {
         self.layers.work.as_ref().unwrap().join(name)
     }
 
-    fn union(&self) -> Snapshot {
+    pub(crate) fn union(&self) -> Snapshot {
         let mut mounted = Mounted::new(self.layers.clone());
         let seen = snapshot(mounted.root());
         mounted.unmount();
@@ -104,7 +110,7 @@ impl Scene {
     }
 
     #[track_caller]
-    fn lowers_unchanged(&self, why: &str) {
+    pub(crate) fn lowers_unchanged(&self, why: &str) {
         for (lower, before) in self.layers.lowers.iter().zip(&self.before) {
             let lines = before.diff(&Snapshot::take(lower).unwrap(), ("before", "after"));
             assert!(lines.is_empty(), "{why}: {}", lines.join("\n"));

@@ -5,6 +5,7 @@ mod hostile;
 mod listing;
 mod merge;
 mod round_trip;
+mod sidecar;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -78,9 +79,15 @@ struct Changed {
 
 /// Builds the layers of a seed below `base` and changes their union.
 fn changed(seed: u64, base: &Path) -> Changed {
+    changed_with(seed, base, "")
+}
+
+/// As [`changed`], with more options, a comma first.
+fn changed_with(seed: u64, base: &Path, options: &str) -> Changed {
     let count = 1 + (seed % 3) as usize;
     let trees = layers(seed, count);
-    let places = Layers::below(base, count);
+    let mut places = Layers::below(base, count);
+    places.extra.push_str(options);
     trees.iter().zip(&places.lowers).for_each(|(tree, lower)| tree.build(lower));
     let mut mounted = Mounted::new(places.clone());
     let before = snapshot(&places.target);
@@ -120,7 +127,7 @@ fn shown(lowers: Vec<PathBuf>, base: &Path) -> Snapshot {
 #[test]
 fn as_root_of_a_user_namespace() {
     require!(Fuse, Union, Root, Tester, UserNamespace);
-    for module in ["round_trip::", "listing::", "hostile::", "check::", "merge::"] {
+    for module in ["round_trip::", "listing::", "hostile::", "check::", "merge::", "sidecar::"] {
         run_again(Role::Namespace, module);
     }
 }

@@ -42,9 +42,15 @@ pub(crate) struct Key {
 
 impl Key {
     /// Returns the name of the object's record.
-    fn name(&self) -> Vec<u8> {
+    pub(crate) fn name(&self) -> Vec<u8> {
         format!("{:x}", self.ino).into_bytes()
     }
+}
+
+/// Returns the inode number of the object that a record of this name speaks of.
+pub(crate) fn ino_of(name: &[u8]) -> Option<u64> {
+    let ino = u64::from_str_radix(std::str::from_utf8(name).ok()?, 16).ok()?;
+    (Key { ino, stamp: Vec::new() }.name() == name).then_some(ino)
 }
 
 /// How an object is named to the sidecar.
@@ -155,13 +161,20 @@ impl Sidecar {
         Ok(used)
     }
 
-    fn clear(&self) -> Result<()> {
+    /// Returns the names of all files but the one that names the upper.
+    pub(crate) fn records(&self) -> Result<Vec<Vec<u8>>> {
         let mut names = Vec::new();
         sys::dirents::for_each_name(self.dir.as_fd(), |entry| {
-            names.push(entry.name.to_vec());
+            names.extend((entry.name != OWNER).then(|| entry.name.to_vec()));
             Ok(true)
         })?;
-        names.iter().try_for_each(|name| self.remove_file(name))
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.records()?.iter().try_for_each(|name| self.remove_file(name))?;
+        self.remove_file(OWNER)
     }
 
     /// Tells who an object is.
@@ -287,7 +300,8 @@ impl Sidecar {
         Ok(rustix::fs::renameat(&self.dir, &*temporary, &self.dir, name)?)
     }
 
-    fn remove_file(&self, name: &[u8]) -> Result<()> {
+    /// Removes a file of the sidecar.
+    pub(crate) fn remove_file(&self, name: &[u8]) -> Result<()> {
         match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(errno.into()),

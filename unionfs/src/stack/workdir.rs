@@ -233,7 +233,7 @@ pub(crate) fn remove_all(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 }
 
 /// As [`remove_all`], with what is kept of the objects in `attributes`.
-fn remove_all_with(dir: BorrowedFd<'_>, name: &[u8], attributes: &Attributes) -> Result<()> {
+pub(crate) fn remove_all_with(dir: BorrowedFd<'_>, name: &[u8], attributes: &Attributes) -> Result<()> {
     forget_attributes(dir, name, attributes)?;
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),

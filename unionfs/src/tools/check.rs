@@ -5,6 +5,7 @@
 //! interrupted.
 
 mod links;
+mod sidecar;
 mod upper;
 mod work;
 
@@ -18,8 +19,9 @@ use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
 use crate::options::MountOptions;
 use crate::stack::LayerStack;
+use crate::stack::attributes::Attributes;
 use crate::stack::probe;
-use crate::stack::sidecar::SIDECAR;
+use crate::stack::sidecar::Sidecar;
 use crate::sys;
 
 /// What is done about faults.
@@ -90,16 +92,27 @@ pub fn check(options: &MountOptions, faults: Faults) -> Result<Vec<Finding>> {
     };
     let namespace = probe::namespace_without_upper(options.userxattr);
     let mut report = Report { faults, namespace, findings: Vec::new() };
-    refuse_sidecar(work_fd.as_fd())?;
-    work::check(&mut report, work_fd.as_fd())?;
     let upper_fd = open_dir(upper)?;
+    let (attributes, foreign) = attributes(work_fd.as_fd(), upper_fd.as_fd(), namespace)?;
+    if foreign {
+        report.leave(b"work/sidecar", "holds the attributes of another upper");
+        return Ok(report.findings);
+    }
+    work::check(&mut report, work_fd.as_fd(), &attributes)?;
+    let damaged = match attributes.sidecar() {
+        Some(sidecar) => sidecar::check(&mut report, sidecar, upper_fd.as_fd(), work_fd.as_fd())?,
+        None => sidecar::Damaged::new(),
+    };
     // The upper is looked at as the topmost of the layers that are only read.
     let mut layers = options.clone();
     layers.flags.read_only = true;
-    let (stack, _) = LayerStack::open(&layers)?;
-    upper::check(&mut report, upper_fd.as_fd(), &stack, !options.lowerdir.is_empty())?;
-    if !options.lowerdir.is_empty() {
-        links::check(&mut report, options, work_fd.as_fd())?;
+    if !damaged.contains(b"upper".as_slice()) {
+        let (stack, _) = LayerStack::open(&layers)?;
+        let layers = upper::Layers { stack: &stack, attributes: &attributes, damaged: &damaged };
+        upper::check(&mut report, upper_fd.as_fd(), layers, !options.lowerdir.is_empty())?;
+        if !options.lowerdir.is_empty() {
+            links::check(&mut report, options, work_fd.as_fd(), &attributes)?;
+        }
     }
     if faults == Faults::Repaired {
         rustix::fs::syncfs(&upper_fd)?;
@@ -170,14 +183,21 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
         .map_err(|e| Error::new(e).during("open the directory", path.as_os_str().as_encoded_bytes()))
 }
 
-/// Refuses a workdir that holds the attributes of its upper: the checks do not know them.
-fn refuse_sidecar(work: BorrowedFd<'_>) -> Result<()> {
-    if sys::stat_at(work, SIDECAR).is_err() {
-        return Ok(());
+/// Returns where the attributes of the upper are, and whether that is a sidecar of another upper.
+fn attributes(
+    work: BorrowedFd<'_>,
+    upper: BorrowedFd<'_>,
+    namespace: Namespace,
+) -> Result<(Attributes, bool)> {
+    let Some(sidecar) = Sidecar::open(work, namespace, true)? else {
+        return Ok((Attributes::default(), false));
+    };
+    match sidecar.check(upper) {
+        Ok(()) => Ok((Attributes::beside(sidecar), false)),
+        // One that was never used belongs to nobody.
+        Err(error) if error.is(Errno::STALE) => Ok((Attributes::default(), sidecar.is_used()?)),
+        Err(error) => Err(error),
     }
-    Err(Error::new(Errno::OPNOTSUPP)
-        .during("check an upper whose attributes are in the workdir, in", SIDECAR)
-        .hint("unionfs check knows only attributes that the file system holds"))
 }
 
 /// Refuses an upper that is mounted: by a server, which holds a lock on the workdir, or by kernel overlayfs. The lock is held

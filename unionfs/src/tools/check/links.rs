@@ -4,19 +4,25 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::OFlags;
 
 use super::Report;
 use super::work::names;
 use crate::error::{Errno, Result};
 use crate::ondisk::origin;
 use crate::options::MountOptions;
-use crate::stack::workdir::remove_all;
+use crate::stack::attributes::Attributes;
+use crate::stack::workdir::remove_all_with;
 use crate::sys;
 use crate::tools::view::{Parts, View};
 
 /// Checks the index of the workdir against all names of the union.
-pub(super) fn check(report: &mut Report, options: &MountOptions, work: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn check(
+    report: &mut Report,
+    options: &MountOptions,
+    work: BorrowedFd<'_>,
+    attributes: &Attributes,
+) -> Result<()> {
     let index = match sys::open_at(work, b"index", OFlags::PATH | OFlags::DIRECTORY, 0) {
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => {
@@ -29,7 +35,9 @@ pub(super) fn check(report: &mut Report, options: &MountOptions, work: BorrowedF
     for name in names(index.as_fd())? {
         let path = [b"work/index/", name.as_slice()].concat();
         if origin::record_of(&name).is_none() {
-            report.fault(&path, "is no entry of an index", "removed", || remove_all(index.as_fd(), &name));
+            report.fault(&path, "is no entry of an index", "removed", || {
+                remove_all_with(index.as_fd(), &name, attributes)
+            });
             continue;
         }
         let stat = sys::stat_at(index.as_fd(), &name)?;
@@ -46,12 +54,12 @@ pub(super) fn check(report: &mut Report, options: &MountOptions, work: BorrowedF
         let count = counts.get(&(stat.dev, stat.ino)).copied().unwrap_or(0);
         if count == 0 && stat.nlink == 1 {
             report.fault(&path, "no name leads to this file any more", "removed", || {
-                Ok(rustix::fs::unlinkat(&index, name.as_slice(), AtFlags::empty())?)
+                remove_all_with(index.as_fd(), &name, attributes)
             });
             continue;
         }
         let mark = report.namespace.name("nlink");
-        let told = sys::xattr::get_at(index.as_fd(), &name, &mark).ok();
+        let told = attributes.get_at(index.as_fd(), &name, &mark).ok();
         // Relative to the lower's number, which cannot be asked.
         if told.as_deref().is_some_and(|value| value.starts_with(b"L")) {
             continue;
@@ -62,7 +70,7 @@ pub(super) fn check(report: &mut Report, options: &MountOptions, work: BorrowedF
             let what = format!("its number of links is less than {count}, that of its names");
             report.fault(&path, what, "set", || {
                 let pin = sys::pin_at(index.as_fd(), &name)?;
-                Ok(sys::xattr::set(pin.as_fd(), &mark, &origin::nlink_value(right), 0)?)
+                attributes.set(pin.as_fd(), &mark, &origin::nlink_value(right), 0)
             });
         }
     }

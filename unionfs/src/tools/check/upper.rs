@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::Report;
+use super::sidecar::Damaged;
 use super::work::names;
 use crate::error::{Errno, Error, Result};
 use crate::lookup::{self, LowerPart};
@@ -13,26 +14,38 @@ use crate::ondisk::unfinished::UNFINISHED;
 use crate::ondisk::{self, NameClass, Namespace, origin};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
-use crate::stack::attributes::NATIVE;
+use crate::stack::attributes::Attributes;
 use crate::stack::lower::{LowerDir, LowerName};
 use crate::stack::marks;
 use crate::stack::probe::make_whiteout;
 use crate::stack::settle::{self, Durability};
-use crate::stack::workdir::remove_all;
+use crate::stack::workdir::{remove_all, remove_all_with};
 use crate::sys::{self, Stat};
 use crate::tools::view::{self, Parts};
 use std::sync::Arc;
+
+/// What the upper is looked at with.
+#[derive(Clone, Copy)]
+pub(super) struct Layers<'a> {
+    /// The layers, the upper on top.
+    pub stack: &'a LayerStack,
+    /// Where the attributes of the upper are.
+    pub attributes: &'a Attributes,
+    /// Objects whose attributes are lost: nothing can be said of them and of what is below them.
+    pub damaged: &'a Damaged,
+}
 
 /// Checks everything below the upper's root.
 pub(super) fn check(
     report: &mut Report,
     root: BorrowedFd<'_>,
-    stack: &LayerStack,
+    layers: Layers<'_>,
     lowers_known: bool,
 ) -> Result<()> {
+    let Layers { stack, attributes, damaged } = layers;
     let parts = lowers_known.then(|| stack.roots.clone());
     let pending = vec![Pending { path: Vec::new(), parts }];
-    let mut walk = Walk { report, root, stack, pending, shown: HashMap::new() };
+    let mut walk = Walk { report, root, stack, attributes, damaged, pending, shown: HashMap::new() };
     while let Some(dir) = walk.pending.pop() {
         if let Err(error) = walk.directory(&dir) {
             walk.report.leave(&at(&dir.path, b""), format!("cannot be looked at: {error}"));
@@ -52,6 +65,8 @@ struct Walk<'a> {
     report: &'a mut Report,
     root: BorrowedFd<'a>,
     stack: &'a LayerStack,
+    attributes: &'a Attributes,
+    damaged: &'a Damaged,
     pending: Vec<Pending>,
     /// Lower directories by identity, and where they show.
     shown: HashMap<(u64, u64), Vec<u8>>,
@@ -94,11 +109,12 @@ impl Walk<'_> {
             }
         }
         let impure = self.report.namespace.name("impure");
-        if has_origins && sys::xattr::get(fd.as_fd(), &impure) == Err(Errno::NODATA) {
+        let attributes = self.attributes;
+        let missing = |error: Error| error.is(Errno::NODATA);
+        if has_origins && attributes.get(fd.as_fd(), &impure).is_err_and(missing) {
             let what = "the mark impure is missing: kernel overlayfs may list wrong inode numbers";
-            self.report.fault(&at(&pending.path, b""), what, "set", || {
-                Ok(sys::xattr::set(fd.as_fd(), &impure, b"y", 0)?)
-            });
+            self.report
+                .fault(&at(&pending.path, b""), what, "set", || attributes.set(fd.as_fd(), &impure, b"y", 0));
         }
         // Repairing a mark is no change to the directory that holds it.
         if sys::stat_fd(fd.as_fd())?.mtime != before.mtime {
@@ -110,12 +126,14 @@ impl Walk<'_> {
     /// Looks at one name; returns whether it is an object with an origin.
     fn name(&mut self, place: &Place<'_>, parent: &[u8]) -> Result<bool> {
         match ondisk::classify(place.name) {
+            NameClass::Plain if self.damaged.contains(&place.path) => return Ok(false),
             NameClass::Plain => {}
             NameClass::Whiteout(target) => return self.dot_wh(place, target).map(|()| false),
             NameClass::Opaque => return self.opaque_file(place).map(|()| false),
             NameClass::Reserved => {
+                let attributes = self.attributes;
                 self.report.fault(&place.path, "is not shown and means nothing", "removed", || {
-                    remove_all(place.dir, place.name)
+                    remove_all_with(place.dir, place.name, attributes)
                 });
                 return Ok(false);
             }
@@ -144,7 +162,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let what = "kernel overlayfs does not read this whiteout";
-        let namespace = self.report.namespace;
+        let (namespace, attributes) = (self.report.namespace, self.attributes);
         let repair = || match sys::stat_at(place.dir, target) {
             Err(Errno::NOENT) => {
                 make_whiteout(place.dir, target)?;
@@ -155,7 +173,7 @@ impl Walk<'_> {
                 unlink(place)
             }
             Ok(stat) if stat.is_dir() => {
-                set_opaque(namespace, sys::pin_at(place.dir, target)?.as_fd())?;
+                set_opaque(attributes, namespace, sys::pin_at(place.dir, target)?.as_fd())?;
                 unlink(place)
             }
             Ok(_) => unlink(place),
@@ -165,9 +183,9 @@ impl Walk<'_> {
     }
 
     fn opaque_file(&mut self, place: &Place<'_>) -> Result<()> {
-        let namespace = self.report.namespace;
+        let (namespace, attributes) = (self.report.namespace, self.attributes);
         let repair = || {
-            set_opaque(namespace, place.dir)?;
+            set_opaque(attributes, namespace, place.dir)?;
             remove_all(place.dir, place.name)
         };
         self.convert(place, "kernel overlayfs does not read this mark", "an attribute instead", repair)
@@ -195,7 +213,7 @@ impl Walk<'_> {
         let path = if parent.is_empty() { place.name.to_vec() } else { [parent, b"/", place.name].concat() };
         let pin = sys::pin_at(place.dir, place.name)?;
         let has_origin = self.origin(&place.path, pin.as_fd());
-        let redirect = sys::xattr::get(pin.as_fd(), &self.report.namespace.name("redirect")).ok();
+        let redirect = self.attributes.get(pin.as_fd(), &self.report.namespace.name("redirect")).ok();
         let malformed = redirect.as_deref().is_some_and(|value| ondisk::parse_redirect(value).is_err());
         let (opaque, parts) = match place.parts {
             _ if malformed => (false, Some(Vec::new())),
@@ -205,10 +223,10 @@ impl Walk<'_> {
         let found = parts.as_ref().is_some_and(|parts| !below(parts).is_empty());
         if redirect.is_some() && !opaque && parts.is_some() && !found {
             let what = if malformed { "its redirect is malformed" } else { "its redirect leads nowhere" };
-            let namespace = self.report.namespace;
+            let (namespace, attributes) = (self.report.namespace, self.attributes);
             self.report.fault(&place.path, what, "shows what the upper has", || {
-                set_opaque(namespace, pin.as_fd())?;
-                Ok(sys::xattr::remove(pin.as_fd(), &namespace.name("redirect"))?)
+                set_opaque(attributes, namespace, pin.as_fd())?;
+                attributes.remove(pin.as_fd(), &namespace.name("redirect"))
             });
         }
         if let Some(first) = parts.as_deref().and_then(|parts| below(parts).first())
@@ -224,7 +242,8 @@ impl Walk<'_> {
     /// Returns whether a directory is opaque, and its parts.
     fn parts_of(&self, place: &Place<'_>, parts: &[Arc<LowerDir>]) -> Result<(bool, Option<Parts>)> {
         let pin = sys::pin_at(place.dir, place.name)?;
-        let opaque = marks::read_attrs(&NATIVE, pin.as_fd(), self.stack.namespace, self.stack.follow)?.opaque;
+        let opaque =
+            marks::read_attrs(self.attributes, pin.as_fd(), self.stack.namespace, self.stack.follow)?.opaque;
         let found = lookup::find(self.stack, &view::dir_view(parts), place.name)?.map(|found| found.lower);
         Ok((opaque, Some(if let Some(LowerPart::Dirs(parts)) = found { parts } else { Vec::new() })))
     }
@@ -235,7 +254,7 @@ impl Walk<'_> {
         let has_origin = self.origin(&place.path, pin.as_fd());
         let namespace = self.report.namespace;
         let is_regular = stat.kind() == FileKind::Regular;
-        if !is_regular || sys::xattr::get(pin.as_fd(), &namespace.name("metacopy")).is_err() {
+        if !is_regular || self.attributes.get(pin.as_fd(), &namespace.name("metacopy")).is_err() {
             return Ok(has_origin);
         }
         let Some(parts) = place.parts else { return Ok(has_origin) };
@@ -244,7 +263,7 @@ impl Walk<'_> {
             Err(error) if [Errno::IO, Errno::INVAL, Errno::ACCESS].contains(&error.errno()) => None,
             Err(error) => return Err(error),
         };
-        let unfinished = sys::xattr::get(pin.as_fd(), &namespace.name(UNFINISHED)).ok();
+        let unfinished = self.attributes.get(pin.as_fd(), &namespace.name(UNFINISHED)).ok();
         if let Some(mark) = unfinished {
             self.unfinished(place, &mark, data.as_ref(), stat)?;
             return Ok(has_origin);
@@ -281,10 +300,10 @@ impl Walk<'_> {
             }
         };
         let how = if whole { "finished" } else { "the file below again" };
-        let (namespace, root) = (self.report.namespace, self.root);
+        let (namespace, root, attributes) = (self.report.namespace, self.root, self.attributes);
         self.report.fault(&place.path, "was left unfinished by a killed server", how, || {
             let durability = Durability::of(root)?;
-            settle::settle(place.dir, place.name, (&NATIVE, namespace, durability), whole, &lower)?;
+            settle::settle(place.dir, place.name, (attributes, namespace, durability), whole, &lower)?;
             Ok(())
         });
         Ok(())
@@ -297,11 +316,12 @@ impl Walk<'_> {
     /// Checks the record of an origin; returns whether there is a good one.
     fn origin(&mut self, path: &[u8], object: BorrowedFd<'_>) -> bool {
         let name = self.report.namespace.name("origin");
-        let Ok(value) = sys::xattr::get(object, &name) else { return false };
+        let attributes = self.attributes;
+        let Ok(value) = attributes.get(object, &name) else { return false };
         let good = value.is_empty() || origin::is_record(&value);
         if !good {
             self.report.fault(path, "the record of its origin is malformed", "removed", || {
-                Ok(sys::xattr::remove(object, &name)?)
+                attributes.remove(object, &name)
             });
         }
         good && !value.is_empty()
@@ -312,8 +332,8 @@ fn unlink(place: &Place<'_>) -> Result<()> {
     Ok(rustix::fs::unlinkat(place.dir, place.name, AtFlags::empty())?)
 }
 
-fn set_opaque(namespace: Namespace, dir: BorrowedFd<'_>) -> Result<()> {
-    Ok(sys::xattr::set(dir, &namespace.name("opaque"), &[ondisk::OPAQUE_YES], 0)?)
+fn set_opaque(attributes: &Attributes, namespace: Namespace, dir: BorrowedFd<'_>) -> Result<()> {
+    attributes.set(dir, &namespace.name("opaque"), &[ondisk::OPAQUE_YES], 0)
 }
 
 /// Gives a file without data another size, and leaves its times as they are.

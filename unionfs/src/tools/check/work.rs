@@ -6,7 +6,8 @@ use rustix::fs::{AtFlags, OFlags};
 
 use super::Report;
 use crate::error::{Errno, Error, Result};
-use crate::stack::workdir::remove_all;
+use crate::stack::attributes::Attributes;
+use crate::stack::workdir::{remove_all, remove_all_with};
 use crate::sys;
 
 /// Where kernel overlayfs keeps marks that other mounts must understand.
@@ -15,7 +16,7 @@ const INCOMPAT: &[u8] = b"incompat";
 const VOLATILE: &[u8] = b"volatile";
 
 /// Checks the directory of temporary objects.
-pub(super) fn check(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn check(report: &mut Report, work: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
     let dir = match sys::open_at(work, b"work", OFlags::PATH | OFlags::DIRECTORY, 0) {
         // Never mounted.
         Err(Errno::NOENT) => return Ok(()),
@@ -32,7 +33,7 @@ pub(super) fn check(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
             continue;
         }
         let path = [b"work/work/", name.as_slice()].concat();
-        report.fault(&path, "left by a crash", "removed", || remove_all(dir.as_fd(), &name));
+        report.fault(&path, "left by a crash", "removed", || remove_all_with(dir.as_fd(), &name, attributes));
     }
     Ok(())
 }
