@@ -8,11 +8,13 @@ use clap::Parser;
 
 use crate::failure::{Failure, Result};
 use crate::fixture::{self, Scale};
-use crate::rounds::Bench;
+use crate::raw::Raw;
+use crate::rootfs::Rootfs;
+use crate::rounds::{Bench, Keep};
 use crate::samples::{Gap, Results};
 use crate::sandbox::{self, Entered, Places};
 use crate::subject::{Peers, Subject};
-use crate::workload::{Storage, WORKLOADS, Workload};
+use crate::workload::{self, Case, LAYERS};
 use crate::{criterion_report, host, report, rootfs, special};
 
 /// Times whole programs on unionfs and its peers and writes a directory of results.
@@ -25,6 +27,10 @@ pub struct ReportArgs {
     /// Only these workloads, sections, `mount` or `memory` (separated by commas).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Numbers of layers into which the real tree is cut, for the workloads that go through it (3,20,100, or 3 with
+    /// --quick).
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<usize>,
     /// Only these subjects: native, kernel_overlay, fuse_overlayfs_1, fuse_overlayfs, unionfs.
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
@@ -40,7 +46,8 @@ pub struct ReportArgs {
     /// Do not count FUSE requests.
     #[arg(long)]
     no_counts: bool,
-    /// Directory of the results (benches/results/DATE).
+    /// Directory of the results (benches/results/DATE). What it has of the same commit and scale is kept and not
+    /// measured again: a run that was ended goes on, and pieces make a whole.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Also report what the criterion groups measured in the last N hours.
@@ -65,75 +72,109 @@ fn run(args: &ReportArgs) -> Result<ExitCode> {
         Entered::Done(code) => return Ok(code),
         Entered::Inside(places) => places,
     };
-    let project =
-        target.parent().map(Path::to_path_buf).ok_or_else(|| Failure::new("target has no parent"))?;
-    let scale = if args.quick { Scale::QUICK } else { Scale::FULL };
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or_else(|| Failure::new("no project"))?;
+    let out = args.out.clone().unwrap_or_else(|| project.join("benches/results").join(host::day()));
+    let mut raw = Raw::load(&out)?;
     let peers = Peers::detect(sandbox::sibling("perf-unionfs").ok());
     let (subjects, missing) = peers.available(&subjects(args)?, &places.memory)?;
     let gaps =
         missing.into_iter().map(|m| Gap { workload: "all".into(), subject: m.subject, reason: m.reason });
-    let mut results = Results {
+    let mut next = Results {
         subjects: subjects.iter().map(|s| format!("{s}")).collect(),
-        facts: facts(args, &project, &places, &peers, &rootfs.description),
+        facts: facts(args, project, &places, &peers, &rootfs.description),
         gaps: gaps.collect(),
         ..Results::default()
     };
-    let workloads = workloads(args, &rootfs, &mut results);
-    let disk = workloads.iter().any(|w| w.storage == Storage::Disk);
-    println!("making the trees");
-    let fixture = fixture::make(&rootfs, &places, &scale, disk)?;
-    let load = sandbox::sibling("perf-load")?;
-    let bench = Bench { peers: &peers, places: &places, fixture: &fixture, scale: &scale, load };
-    measure(args, &bench, &workloads, &subjects, &mut results)?;
+    let cases = cases(args, &rootfs, &mut next);
+    let mut results = raw.go_on(next)?;
+    measure(args, &places, &peers, &rootfs, (&cases, &subjects), &mut results, &|so_far| {
+        let mut kept = raw.clone();
+        kept.put(so_far.clone());
+        kept.save(&out)
+    })?;
+    raw.put(results);
     let since = SystemTime::now().checked_sub(Duration::from_secs(args.criterion_hours * 3600));
     let micro = criterion_report::read(&target.join("criterion"), since.unwrap_or(SystemTime::UNIX_EPOCH))?;
-    let out = args.out.clone().unwrap_or_else(|| project.join("benches/results").join(host::day()));
-    report::write(&out, &results, &micro)?;
+    if !micro.is_empty() {
+        raw.criterion = micro;
+    }
+    report::write(&out, &raw)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn measure(
     args: &ReportArgs,
-    bench: &Bench<'_>,
-    workloads: &[Workload],
-    subjects: &[Subject],
+    places: &Places,
+    peers: &Peers,
+    rootfs: &Rootfs,
+    (cases, subjects): (&[Case], &[Subject]),
     results: &mut Results,
+    keep: Keep<'_>,
 ) -> Result<()> {
     let rounds = args.rounds.unwrap_or(if args.quick { 3 } else { 5 });
-    if !workloads.is_empty() {
-        bench.time(workloads, subjects, rounds, results);
-        if !args.no_counts
-            && let Err(e) = bench.count(workloads, subjects, results)
-        {
-            println!("requests are not counted: {e}");
-        }
+    let cases = left(args, cases, subjects, rounds, results);
+    let (mounts, memory) = (wants(args, "mount", "mount"), wants(args, "memory", "memory"));
+    if cases.is_empty() && !mounts && !memory {
+        return Ok(());
     }
-    if wants(args, "mount", "mount") {
-        special::mounts(bench, subjects, rounds, results)?;
-        let names = special::LAYERS.iter().map(|n| ("mount".to_owned(), special::mount_name(*n)));
-        results.workloads.extend(names);
+    let scale = if args.quick { Scale::QUICK } else { Scale::FULL };
+    println!("making the trees");
+    let fixture = fixture::make(rootfs, places, &scale, &cases)?;
+    let bench =
+        Bench { peers, places, fixture: &fixture, scale: &scale, load: sandbox::sibling("perf-load")? };
+    bench.time(&cases, subjects, rounds, results, keep)?;
+    if !args.no_counts
+        && let Err(e) = bench.count(&cases, subjects, results)
+    {
+        println!("requests are not counted: {e}");
     }
-    if wants(args, "memory", "memory") {
-        special::memory(bench, subjects, results)?;
+    keep(results)?;
+    if mounts {
+        special::mounts(&bench, subjects, rounds, results)?;
+        keep(results)?;
+    }
+    if memory {
+        special::memory(&bench, subjects, results)?;
     }
     Ok(())
+}
+
+/// The cases of which something is still to be measured.
+fn left(
+    args: &ReportArgs,
+    cases: &[Case],
+    subjects: &[Subject],
+    rounds: usize,
+    results: &Results,
+) -> Vec<Case> {
+    let done = |case: &Case, subject: &Subject| {
+        let (name, server) =
+            (format!("{subject}"), !matches!(subject, Subject::Native | Subject::KernelOverlay));
+        let counted = args.no_counts || !server || results.requests(&case.name, &name).is_some();
+        counted && (0..rounds).all(|round| results.is_timed(&case.name, &name, round))
+    };
+    cases.iter().filter(|case| !subjects.iter().all(|s| done(case, s))).cloned().collect()
 }
 
 fn wants(args: &ReportArgs, name: &str, section: &str) -> bool {
     args.only.is_empty() || args.only.iter().any(|o| o == name || o == section)
 }
 
-/// The workloads asked for; those that cannot run on this tree become gaps.
-fn workloads(args: &ReportArgs, rootfs: &rootfs::Rootfs, results: &mut Results) -> Vec<Workload> {
-    let (usable, missing): (Vec<Workload>, Vec<Workload>) = WORKLOADS
-        .iter()
-        .filter(|w| wants(args, w.name, w.section))
-        .partition(|w| rootfs.complete || !w.chroot);
-    for workload in missing {
+/// The cases asked for; those that cannot run on this tree become gaps.
+fn cases(args: &ReportArgs, rootfs: &Rootfs, results: &mut Results) -> Vec<Case> {
+    let usual: &[usize] = if args.quick { &[LAYERS] } else { &[LAYERS, 20, 100] };
+    let counts = if args.layers.is_empty() { usual } else { &args.layers };
+    let wanted =
+        |c: &Case| wants(args, &c.name, &c.section) || wants(args, c.workload.name, c.workload.section);
+    let (usable, missing): (Vec<Case>, Vec<Case>) = workload::cases(counts)
+        .into_iter()
+        .filter(wanted)
+        .partition(|c| rootfs.complete || !c.workload.chroot);
+    for case in missing {
         let reason = "needs a complete Debian root file system (mmdebstrap)".to_owned();
-        results.gaps.push(Gap { workload: workload.name.to_owned(), subject: "all".to_owned(), reason });
+        results.gaps.push(Gap { workload: case.name, subject: "all".to_owned(), reason });
     }
-    results.workloads = usable.iter().map(|w| (w.section.to_owned(), w.name.to_owned())).collect();
+    results.workloads = usable.iter().map(|c| (c.section.clone(), c.name.clone())).collect();
     usable
 }
 
@@ -150,6 +191,20 @@ fn subjects(args: &ReportArgs) -> Result<Vec<Subject>> {
     Ok(chosen.chain(args.ours.iter().map(|o| Subject::Unionfs(o.clone()))).collect())
 }
 
+/// The arguments, without the place of the results: that is nobody else's.
+fn command() -> Vec<String> {
+    let mut arguments = std::env::args().skip(1);
+    let mut kept = Vec::new();
+    while let Some(argument) = arguments.next() {
+        if argument == "--out" {
+            arguments.next();
+        } else if !argument.starts_with("--out=") {
+            kept.push(argument);
+        }
+    }
+    kept
+}
+
 fn facts(
     args: &ReportArgs,
     project: &Path,
@@ -158,7 +213,6 @@ fn facts(
     tree: &str,
 ) -> Vec<(String, String)> {
     let mut facts = host::facts();
-    let command: Vec<String> = std::env::args().skip(1).collect();
     let privilege = if places.userns {
         "unprivileged: in a user namespace, all subjects alike (kernel overlayfs with userxattr)"
     } else {
@@ -166,7 +220,7 @@ fn facts(
     };
     let more = [
         ("commit", host::commit(project)),
-        ("command", format!("cargo xtask bench-report {}", command.join(" "))),
+        ("command", format!("cargo xtask bench-report {}", command().join(" "))),
         ("scale", if args.quick { "quick: indicative only" } else { "full" }.to_owned()),
         ("privilege", privilege.to_owned()),
         (
@@ -174,7 +228,7 @@ fn facts(
             "tmpfs; where the workload writes lower files of a disk or syncs: the disk".to_owned(),
         ),
         ("disk", places.disk_kind.clone()),
-        ("tree", format!("{tree}; in 3 layers")),
+        ("tree", format!("{tree}; in {LAYERS} layers unless the row says otherwise")),
         ("note", args.note.clone().unwrap_or_else(|| "none".to_owned())),
     ];
     facts.extend(more.map(|(name, value)| (name.to_owned(), value)));

@@ -1,5 +1,7 @@
 //! The trees that the workloads of a report run on, made once for each run.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{During, Result};
@@ -7,6 +9,7 @@ use crate::process;
 use crate::rootfs::{self, Rootfs};
 use crate::sandbox::Places;
 use crate::tree::{self, Take};
+use crate::workload::{Case, LAYERS, Storage};
 
 /// How big everything is.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +32,12 @@ pub struct Scale {
     pub units: usize,
     /// Writes that are each followed by fdatasync.
     pub syncs: usize,
-    /// Inodes for the measurement of memory.
+    /// Inodes for the measurement of memory, and files of the largest stack that is mounted.
     pub inodes: usize,
+    /// Files of the tree of JavaScript modules.
+    pub npm: usize,
+    /// Debian packages that are installed.
+    pub packages: usize,
     /// Paths of the real tree that are looked up.
     pub paths: usize,
 }
@@ -48,6 +55,8 @@ impl Scale {
         units: 40,
         syncs: 200,
         inodes: 1_000_000,
+        npm: 50_000,
+        packages: 100,
         paths: 20_000,
     };
 
@@ -63,6 +72,8 @@ impl Scale {
         units: 12,
         syncs: 50,
         inodes: 100_000,
+        npm: 10_000,
+        packages: 20,
         paths: 10_000,
     };
 
@@ -82,8 +93,8 @@ impl Scale {
 /// The trees.
 #[derive(Debug)]
 pub struct Fixture {
-    /// The layers on the tmpfs, topmost first; `bench/` is in the base.
-    pub layers: Vec<PathBuf>,
+    /// The real tree on the tmpfs by its number of layers, each topmost first; `bench/` is in the base.
+    pub layers: BTreeMap<usize, Vec<PathBuf>>,
     /// A plain merged copy of these layers.
     pub merged: PathBuf,
     /// The one lower layer on the disk; none if no workload needs it.
@@ -96,25 +107,45 @@ pub struct Fixture {
     pub complete: bool,
 }
 
-/// Makes the trees of a run; `disk` says whether something will run on the disk.
-pub fn make(rootfs: &Rootfs, places: &Places, scale: &Scale, disk: bool) -> Result<Fixture> {
-    let layers = rootfs::split(rootfs, &directory(&places.memory, "lower")?, 3)?;
+/// Makes the trees that `cases` run on.
+pub fn make(rootfs: &Rootfs, places: &Places, scale: &Scale, cases: &[Case]) -> Result<Fixture> {
+    let layers = rootfs::split(rootfs, &directory(&places.memory, "lower")?, LAYERS)?;
     let files = directory(&places.memory, "files")?;
-    if let Some(base) = layers.last() {
-        bench_tree(&base.join("bench"), &files, scale)?;
-    }
+    let bench = layers.last().map(|base| base.join("bench")).unwrap_or_default();
+    bench_tree(&bench, &files, scale, cases)?;
     let merged = directory(&places.memory, "merged")?;
     for layer in layers.iter().rev() {
         process::shell(layer, &format!("cp -a . '{}'", merged.display()))?;
     }
     tree::path_list(&merged.join("usr"), Take::All, scale.paths, &files.join("usr.list"))?;
     tree::path_list(&merged.join("bench/small"), Take::Files, scale.small, &files.join("small.list"))?;
+    let mut by_count = BTreeMap::from([(LAYERS, layers)]);
+    for count in cases.iter().map(|c| c.layers) {
+        if let Entry::Vacant(vacant) = by_count.entry(count) {
+            vacant.insert(more_layers(rootfs, places, count, &bench)?);
+        }
+    }
     let disk_lower = directory(&places.disk, "lower")?;
-    if disk {
+    if cases.iter().any(|c| c.workload.storage == Storage::Disk) {
         disk_tree(&disk_lower, &files, scale)?;
     }
     let complete = rootfs.complete;
-    Ok(Fixture { layers, merged, disk_lower, files, description: rootfs.description.clone(), complete })
+    Ok(Fixture {
+        layers: by_count,
+        merged,
+        disk_lower,
+        files,
+        description: rootfs.description.clone(),
+        complete,
+    })
+}
+
+/// The real tree in another number of layers, with what runs on those of `bench`.
+fn more_layers(rootfs: &Rootfs, places: &Places, count: usize, bench: &Path) -> Result<Vec<PathBuf>> {
+    let layers = rootfs::split(rootfs, &directory(&places.memory, &format!("lower-{count}"))?, count)?;
+    let base = layers.last().map(|base| base.join("bench")).unwrap_or_default();
+    process::shell(bench, &format!("mkdir '{0}' && cp -a small project '{0}'", base.display()))?;
+    Ok(layers)
 }
 
 fn directory(base: &Path, name: &str) -> Result<PathBuf> {
@@ -126,7 +157,15 @@ fn directory(base: &Path, name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn bench_tree(bench: &Path, files: &Path, scale: &Scale) -> Result<()> {
+fn bench_tree(bench: &Path, files: &Path, scale: &Scale, cases: &[Case]) -> Result<()> {
+    let runs = |name: &str| cases.iter().any(|c| c.workload.name.starts_with(name));
+    if runs("npm") {
+        tree::nested(&bench.join("npm"), scale.npm)?;
+    }
+    if runs("dpkg") {
+        tree::packages(&bench.join("debs"), files, scale.packages)?;
+    }
+
     tree::flat(&bench.join("flat"), scale.flat, 4096)?;
     tree::nested(&bench.join("small"), scale.small)?;
     tree::nested(&bench.join("moved"), scale.small)?;

@@ -13,9 +13,9 @@ pub mod failure;
 pub mod fixture;
 pub mod host;
 pub mod load;
-
 pub mod plot;
 pub mod process;
+pub mod raw;
 pub mod report;
 pub mod rootfs;
 pub mod rounds;

@@ -110,22 +110,29 @@ fn dot(svg: &mut String, x: f64, y: f64, radius: f64, colour: &str, title: &str)
     .ok();
 }
 
-fn legend(svg: &mut String, series: &[Series], y: f64) {
-    let mut x = 20.0;
+/// Names and colours of the series from `y` on, in as many lines as they need; returns how far down they reach.
+fn legend(svg: &mut String, series: &[Series], y: f64) -> f64 {
+    let (mut x, mut y) = (20.0, y);
     for (i, one) in series.iter().enumerate() {
+        let width = 40.0 + 7.2 * one.name.len() as f64;
+        if x > 20.0 && x + width > WIDTH {
+            (x, y) = (20.0, y + ROW);
+        }
         dot(svg, x + 5.0, y - 4.0, 5.0, colour(i), &one.name);
         text(svg, x + 15.0, y, "start", "#222222", &one.name);
-        x += 40.0 + 7.2 * one.name.len() as f64;
+        x += width;
     }
+    y
 }
 
 /// A dot plot of ratios: one row for each label, left of 1 is faster. Rows whose label is empty leave a gap.
 pub fn ratios(title: &str, subtitle: &str, labels: &[String], series: &[Series]) -> String {
-    let top = 100.0;
+    let mut names = String::new();
+    let top = legend(&mut names, series, 70.0) + 30.0;
     let bottom = top + ROW * labels.len() as f64;
     let axis = Axis::over(series, LEFT, WIDTH - RIGHT);
     let mut svg = open(bottom + 40.0, title, subtitle);
-    legend(&mut svg, series, 70.0);
+    svg.push_str(&names);
     for row in (0..labels.len()).step_by(2) {
         let (y, width) = (top + ROW * row as f64, WIDTH - 20.0);
         writeln!(svg, "<rect x=\"10\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{ROW}\" fill=\"#f3f4f6\"/>")
@@ -163,11 +170,13 @@ pub fn ratios(title: &str, subtitle: &str, labels: &[String], series: &[Series])
 
 /// Lines over positions (sizes, numbers of layers), values on a logarithmic scale.
 pub fn lines(title: &str, subtitle: &str, positions: &[String], series: &[Series]) -> String {
-    let (top, bottom, left) = (100.0, 440.0, 90.0);
+    let mut names = String::new();
+    let top = legend(&mut names, series, 70.0) + 30.0;
+    let (bottom, left) = (top + 340.0, 90.0);
     let axis = Axis::tight(series, bottom, top);
     let step = (WIDTH - left - 60.0) / positions.len().saturating_sub(1).max(1) as f64;
     let mut svg = open(bottom + 50.0, title, subtitle);
-    legend(&mut svg, series, 70.0);
+    svg.push_str(&names);
     for tick in axis.ticks() {
         let y = axis.at(tick);
         line(&mut svg, (left, y), (WIDTH - RIGHT, y), "stroke=\"#dddddd\"");

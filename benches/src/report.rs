@@ -3,28 +3,21 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use serde::Serialize;
-
 use crate::criterion_report::Micro;
 use crate::failure::{During, Result};
 use crate::plot::{self, Series};
+use crate::raw::Raw;
 use crate::samples::Results;
 use crate::special::{LAYERS, mount_name};
-use crate::stats::geometric_mean;
-use crate::targets::{GEOMETRIC_MEAN, TARGETS, Target};
 
-#[derive(Serialize)]
-struct Raw<'a> {
-    results: &'a Results,
-    criterion: &'a [Micro],
-}
+mod goals;
 
 /// Writes everything into `dir`.
-pub fn write(dir: &Path, results: &Results, micro: &[Micro]) -> Result<()> {
-    std::fs::create_dir_all(dir).during(format_args!("make {}", dir.display()))?;
-    let raw = serde_json::to_string_pretty(&Raw { results, criterion: micro }).during("write raw.json")?;
-    let mut files = vec![("raw.json".to_owned(), raw), ("README.md".to_owned(), readme(results, micro))];
-    files.extend(plots(results, micro));
+pub fn write(dir: &Path, raw: &Raw) -> Result<()> {
+    raw.save(dir)?;
+    let mut files = vec![("README.md".to_owned(), readme(raw))];
+    files.extend(raw.parts.iter().enumerate().flat_map(|(i, part)| plots(part, i)));
+    files.extend(micro_plots(&raw.criterion));
     for (name, text) in files {
         std::fs::write(dir.join(&name), text).during(format_args!("write {name}"))?;
     }
@@ -32,31 +25,49 @@ pub fn write(dir: &Path, results: &Results, micro: &[Micro]) -> Result<()> {
     Ok(())
 }
 
-fn readme(results: &Results, micro: &[Micro]) -> String {
+fn readme(raw: &Raw) -> String {
     let mut text = String::from("# Benchmark results\n\n");
-    for (name, value) in &results.facts {
-        push(&mut text, format_args!("- {name}: {value}"));
+    for (i, part) in raw.parts.iter().enumerate() {
+        if i > 0 {
+            let privilege = part.fact("privilege").unwrap_or("another privilege");
+            push(&mut text, format_args!("\n# The same, {privilege}\n"));
+        }
+        for (name, value) in &part.facts {
+            push(&mut text, format_args!("- {name}: {value}"));
+        }
+        push(&mut text, format_args!("- load average at each round: {}", part.load.join("; ")));
+        if i == 0 {
+            text.push_str(METHOD);
+        }
+        tables(&mut text, part, i);
     }
-    push(&mut text, format_args!("- load average at each round: {}", results.load.join("; ")));
-    text.push_str(METHOD);
+    if !raw.criterion.is_empty() {
+        text.push_str("\n# Single operations (criterion; medians)\n");
+        for (name, _) in micro_plots(&raw.criterion) {
+            push(&mut text, format_args!("\n![{0}]({0})", name));
+        }
+        groups(&mut text, &raw.criterion);
+    }
+    text
+}
+
+fn tables(text: &mut String, results: &Results, part: usize) {
     if !results.samples.is_empty() || !results.requests.is_empty() {
-        targets(&mut text, results);
-        times(&mut text, results);
-        requests(&mut text, results);
-        server_time(&mut text, results);
+        for (name, _) in plots(results, part) {
+            push(text, format_args!("\n![{0}]({0})", name));
+        }
+        goals::write(text, results);
+        times(text, results);
+        requests(text, results);
+        server_time(text, results);
     }
-    memory(&mut text, results);
-    if !micro.is_empty() {
-        text.push_str("\n## Single operations (criterion; medians)\n\n![copy-up](copy_up.svg)\n");
-        groups(&mut text, micro);
-    }
+    memory(text, results);
     if !results.gaps.is_empty() {
         text.push_str("\n## Not measured\n\n");
         for gap in &results.gaps {
-            push(&mut text, format_args!("- {}, {}: {}", gap.workload, gap.subject, gap.reason));
+            push(text, format_args!("- {}, {}: {}", gap.workload, gap.subject, gap.reason));
         }
     }
-    text
 }
 
 const METHOD: &str = "
@@ -66,9 +77,7 @@ parentheses, half the interquartile range. Ratios are medians divided by medians
 `cold`: fresh mount, lower data and dentries in memory. `warm`: the same again on the same mount. Background load
 (other work on the machine) disturbs all subjects of a round alike, not evenly: where the spread is large, read the
 ratios, not the times. Requests were counted in a separate pass through the tracepoint `fuse:fuse_request_send`.
-Plots show ratios to kernel overlayfs.
-
-![ratios](ratios.svg)
+Plots show ratios to kernel overlayfs. `NAME@20`: the real tree in 20 layers. `seq_read_new` reads what was just written.
 ";
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
@@ -79,54 +88,6 @@ fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
 /// Our configurations among the subjects.
 fn ours(results: &Results) -> Vec<&String> {
     results.subjects.iter().filter(|s| s.starts_with("unionfs")).collect()
-}
-
-fn targets(text: &mut String, results: &Results) {
-    for subject in ours(results) {
-        push(text, format_args!("\n## Goals: `{subject}`\n"));
-        text.push_str("| workloads | to kernel overlayfs | goal | to fuse-overlayfs 2 | goal |\n|---|---|---|---|---|\n");
-        for target in TARGETS {
-            let kernel = worst(results, target, subject, "kernel_overlay");
-            let fuse = worst(results, target, subject, "fuse_overlayfs");
-            let (k, f) = (verdict(kernel, target.kernel_overlay), verdict(fuse, target.fuse_overlayfs));
-            push(
-                text,
-                format_args!(
-                    "| {} | {k} | {} | {f} | {} |",
-                    target.name, target.kernel_overlay, target.fuse_overlayfs
-                ),
-            );
-        }
-        let mean = |peer: &str| {
-            let ratios: Vec<f64> =
-                results.workloads.iter().filter_map(|(_, w)| results.ratio(w, subject, peer)).collect();
-            geometric_mean(&ratios).map(|mean| (mean, format!("of {}", ratios.len())))
-        };
-        let k = verdict(mean("kernel_overlay"), GEOMETRIC_MEAN.0);
-        let f = verdict(mean("fuse_overlayfs"), GEOMETRIC_MEAN.1);
-        push(
-            text,
-            format_args!(
-                "| geometric mean of all | {k} | {} | {f} | {} |",
-                GEOMETRIC_MEAN.0, GEOMETRIC_MEAN.1
-            ),
-        );
-    }
-}
-
-/// The worst ratio of a target and the workload it comes from.
-fn worst(results: &Results, target: &Target, subject: &str, peer: &str) -> Option<(f64, String)> {
-    let ratios =
-        target.workloads.iter().filter_map(|w| Some((results.ratio(w, subject, peer)?, (*w).to_owned())));
-    ratios.max_by(|a, b| a.0.total_cmp(&b.0))
-}
-
-fn verdict(found: Option<(f64, String)>, goal: f64) -> String {
-    match found {
-        None => "-".to_owned(),
-        Some((ratio, of)) if ratio <= goal => format!("{} ({of})", short(ratio)),
-        Some((ratio, of)) => format!("**{}** ({of})", short(ratio)),
-    }
 }
 
 fn short(ratio: f64) -> String {
@@ -296,12 +257,21 @@ fn size_order(parameter: &str) -> (u64, String) {
     (number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(unit), String::new())
 }
 
-fn plots(results: &Results, micro: &[Micro]) -> Vec<(String, String)> {
+/// The plots of a part; those of the first have the plain names.
+fn plots(results: &Results, part: usize) -> Vec<(String, String)> {
+    let name = |of: &str| if part == 0 { format!("{of}.svg") } else { format!("{of}-{}.svg", part + 1) };
     let mut plots = Vec::new();
-    if !results.samples.is_empty() {
-        plots.push(("ratios.svg".to_owned(), ratio_plot(results)));
-        plots.push(("mount.svg".to_owned(), mount_plot(results)));
+    if results.samples.iter().any(|s| !s.workload.starts_with("mount_")) {
+        plots.push((name("ratios"), ratio_plot(results)));
     }
+    if results.samples.iter().any(|s| s.workload.starts_with("mount_")) {
+        plots.push((name("mount"), mount_plot(results)));
+    }
+    plots
+}
+
+fn micro_plots(micro: &[Micro]) -> Vec<(String, String)> {
+    let mut plots = Vec::new();
     if micro.iter().any(|m| m.group == "copy_up_whole") {
         plots.push(("copy_up.svg".to_owned(), copy_up_plot(micro)));
     }

@@ -107,6 +107,11 @@ fn unpack(rootfs: &Rootfs, dir: &Path, lists: &[Vec<u8>]) -> Result<Vec<PathBuf>
     for (i, names) in lists.iter().enumerate() {
         let layer = dir.join(format!("layer-{i}"));
         std::fs::create_dir_all(&layer).during(format_args!("make {}", layer.display()))?;
+        if names.is_empty() {
+            // tar takes an empty list for all.
+            layers.push(layer);
+            continue;
+        }
         let list = dir.join(format!("layer-{i}.list"));
         std::fs::write(&list, names).during("write a layer's list")?;
         let mut extract = Command::new("tar");
@@ -119,15 +124,18 @@ fn unpack(rootfs: &Rootfs, dir: &Path, lists: &[Vec<u8>]) -> Result<Vec<PathBuf>
     Ok(layers)
 }
 
-/// The layer of each package: 0 is the base.
+/// The layer of each package: 0 is the base. None is left empty while there are packages enough.
 fn deal<'a>(sizes: &[(&'a str, usize)], count: usize) -> HashMap<&'a str, usize> {
     let total: usize = sizes.iter().map(|(_, n)| n).sum();
-    let mut seen = 0;
+    let (mut seen, mut next) = (0, 0);
     let mut layers = HashMap::new();
-    for (package, files) in sizes {
-        let layer = (seen * count).checked_div(total).unwrap_or(0).min(count.saturating_sub(1));
+    for (i, (package, files)) in sizes.iter().enumerate() {
+        let by_size = (seen * count).checked_div(total).unwrap_or(0).min(count.saturating_sub(1));
+        let least = count.saturating_sub(sizes.len() - i);
+        let layer = by_size.max(least).min(next);
         layers.insert(*package, layer);
         seen += files;
+        next = layer + 1;
     }
     layers
 }
@@ -179,6 +187,15 @@ mod tests {
         assert_eq!(layers.get(""), Some(&0));
         assert_eq!(layers.get("b"), Some(&1));
         assert_eq!(layers.get("d"), Some(&2));
+    }
+
+    #[test]
+    fn a_large_package_leaves_no_layer_empty() {
+        let layers = deal(&[("", 1), ("a", 90), ("b", 1), ("c", 1), ("d", 7)], 4);
+        let mut used: Vec<usize> = layers.into_values().collect();
+        used.sort_unstable();
+        used.dedup();
+        assert_eq!(used, [0, 1, 2, 3]);
     }
 
     #[test]

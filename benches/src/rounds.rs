@@ -11,10 +11,13 @@ use crate::process;
 use crate::samples::{Gap, Requests, Results, Sample};
 use crate::sandbox::Places;
 use crate::subject::{Layers, Mounted, Peers, Subject, abort_connection};
-use crate::workload::{Plain, Storage, Workload};
+use crate::workload::{Case, Plain, Storage, Workload};
 
 /// No workload of any subject may take longer.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// Keeps what is known so far, so that a run that ends early can go on later.
+pub type Keep<'a> = &'a dyn Fn(&Results) -> Result<()>;
 
 /// What a run works with.
 #[derive(Debug)]
@@ -32,26 +35,37 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures `workloads` on `subjects`, `rounds` times. A cell that fails is reported and not tried again.
-    pub fn time(&self, workloads: &[Workload], subjects: &[Subject], rounds: usize, results: &mut Results) {
+    /// Measures `cases` on `subjects`, `rounds` times, except what `results` has already, and calls `keep` now and then.
+    /// A cell that fails is reported and not tried again.
+    pub fn time(
+        &self,
+        cases: &[Case],
+        subjects: &[Subject],
+        rounds: usize,
+        results: &mut Results,
+        keep: Keep<'_>,
+    ) -> Result<()> {
         for round in 0..rounds {
             results.load.push(crate::host::load_average());
             println!("round {} of {rounds}, load {}", round + 1, crate::host::load_average());
-            for workload in workloads {
+            for case in cases {
                 // Each round begins with another subject, so that none always runs in another's wake.
                 let order = subjects.iter().cycle().skip(round % subjects.len().max(1)).take(subjects.len());
                 for subject in order {
-                    if !has_gap(results, workload, subject) {
-                        self.sample(workload, subject, round, results);
+                    let name = format!("{subject}");
+                    if !results.is_gap(&case.name, &name) && !results.is_timed(&case.name, &name, round) {
+                        self.sample(case, subject, round, results);
                     }
                 }
+                keep(results)?;
             }
         }
+        Ok(())
     }
 
-    fn sample(&self, workload: &Workload, subject: &Subject, round: usize, results: &mut Results) {
-        let (name, subject_name) = (workload.name.to_owned(), format!("{subject}"));
-        match self.run(workload, subject, None) {
+    fn sample(&self, case: &Case, subject: &Subject, round: usize, results: &mut Results) {
+        let (name, subject_name) = (case.name.clone(), format!("{subject}"));
+        match self.run(case, subject, None) {
             Ok(run) => {
                 println!("  {name:24} {subject_name:20} {:10.3} ms", run.ns as f64 / 1e6);
                 let (ns, server_cpu_ns) = (run.ns, run.server_cpu_ns);
@@ -70,34 +84,35 @@ impl Bench<'_> {
         }
     }
 
-    /// Counts the FUSE requests of each workload once, in a pass of its own that is not timed.
-    pub fn count(&self, workloads: &[Workload], subjects: &[Subject], results: &mut Results) -> Result<()> {
+    /// Counts the FUSE requests of each case once, in a pass of its own that is not timed.
+    pub fn count(&self, cases: &[Case], subjects: &[Subject], results: &mut Results) -> Result<()> {
         let counter = Counter::new()?;
-        for workload in workloads {
+        for case in cases {
             for subject in subjects {
                 let server = !matches!(subject, Subject::Native | Subject::KernelOverlay);
-                if !server || has_gap(results, workload, subject) {
+                let (workload, name) = (case.name.clone(), format!("{subject}"));
+                let known = results.requests(&workload, &name).is_some() || results.is_gap(&workload, &name);
+                if !server || known {
                     continue;
                 }
-                let (name, subject_name) = (workload.name.to_owned(), format!("{subject}"));
-                match self.run(workload, subject, Some(&counter)) {
+                match self.run(case, subject, Some(&counter)) {
                     Ok(run) => {
-                        let by_kind = run.requests;
-                        results.requests.push(Requests { workload: name, subject: subject_name, by_kind });
+                        results.requests.push(Requests { workload, subject: name, by_kind: run.requests });
                     }
-                    Err(e) => println!("  requests of {name} on {subject_name} not counted: {e}"),
+                    Err(e) => println!("  requests of {workload} on {name} not counted: {e}"),
                 }
             }
         }
         Ok(())
     }
 
-    fn run(&self, workload: &Workload, subject: &Subject, counter: Option<&Counter>) -> Result<Run> {
+    fn run(&self, case: &Case, subject: &Subject, counter: Option<&Counter>) -> Result<Run> {
+        let workload = &case.workload;
         let dir = match workload.storage {
             Storage::Memory => self.places.memory.join("run"),
-            Storage::Disk => self.places.disk.join("run"),
+            Storage::Disk | Storage::UpperOnDisk => self.places.disk.join("run"),
         };
-        let mut layers = Layers::fresh(&dir, self.lowers(workload))?;
+        let mut layers = Layers::fresh(&dir, self.lowers(case)?)?;
         if *subject == Subject::Native {
             match workload.plain {
                 Plain::Shared(_) => layers.mountpoint.clone_from(&self.fixture.merged),
@@ -120,7 +135,7 @@ impl Bench<'_> {
         if !workload.prepare.is_empty() {
             self.script(workload.prepare, path, connection)?;
         }
-        if workload.storage == Storage::Disk {
+        if workload.storage != Storage::Memory {
             process::shell(&self.places.disk, "sync -f .")?;
         }
         if let (Some(counter), Some(connection)) = (counter, connection) {
@@ -133,16 +148,17 @@ impl Bench<'_> {
         Ok(Run { ns, server_cpu_ns: before.zip(after).map(|(b, a)| a.saturating_sub(b)), requests })
     }
 
-    fn lowers(&self, workload: &Workload) -> Vec<PathBuf> {
-        match workload.storage {
-            Storage::Memory => self.fixture.layers.clone(),
-            Storage::Disk => vec![self.fixture.disk_lower.clone()],
+    fn lowers(&self, case: &Case) -> Result<Vec<PathBuf>> {
+        if case.workload.storage == Storage::Disk {
+            return Ok(vec![self.fixture.disk_lower.clone()]);
         }
+        let layers = self.fixture.layers.get(&case.layers).cloned();
+        layers.ok_or_else(|| Failure::new(format!("there is no tree of {} layers", case.layers)))
     }
 
     fn copy(&self, workload: &Workload, paths: &[&str], to: &Path) -> Result<()> {
         let from = match workload.storage {
-            Storage::Memory => &self.fixture.merged,
+            Storage::Memory | Storage::UpperOnDisk => &self.fixture.merged,
             Storage::Disk => &self.fixture.disk_lower,
         };
         for path in paths {
@@ -178,11 +194,6 @@ struct Run {
     ns: u64,
     server_cpu_ns: Option<u64>,
     requests: std::collections::BTreeMap<String, u64>,
-}
-
-fn has_gap(results: &Results, workload: &Workload, subject: &Subject) -> bool {
-    let subject = format!("{subject}");
-    results.gaps.iter().any(|g| g.workload == workload.name && g.subject == subject)
 }
 
 /// Processor time of all threads of a process, in nanoseconds; 0 where the kernel does not tell.

@@ -48,7 +48,7 @@ pub struct Memory {
 }
 
 /// Something that could not be measured.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// The workload, or `all`.
     pub workload: String,
@@ -80,6 +80,47 @@ pub struct Results {
 }
 
 impl Results {
+    /// A fact by its name.
+    pub fn fact(&self, name: &str) -> Option<&str> {
+        self.facts.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the cell could not be measured.
+    pub fn is_gap(&self, workload: &str, subject: &str) -> bool {
+        self.gaps.iter().any(|g| g.workload == workload && g.subject == subject)
+    }
+
+    /// Whether the cell was measured in this round.
+    pub fn is_timed(&self, workload: &str, subject: &str, round: usize) -> bool {
+        let found = |s: &Sample| s.round == round && s.workload == workload && s.subject == subject;
+        self.samples.iter().any(found)
+    }
+
+    /// Goes on with what `next` is about to measure: its subjects, its rows, its word about itself. What could not be
+    /// measured before is tried again.
+    pub fn go_on(&mut self, next: Self) {
+        for subject in next.subjects {
+            if !self.subjects.contains(&subject) {
+                self.subjects.push(subject);
+            }
+        }
+        let again = |gap: &Gap| next.workloads.iter().any(|(_, name)| *name == gap.workload);
+        self.gaps.retain(|gap| !again(gap) && !next.gaps.contains(gap));
+        self.gaps.extend(next.gaps);
+        self.add_rows(next.workloads);
+        let says = |name: &str| next.facts.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value);
+        let words = ["date", "load average at start", "command", "note"].map(says);
+        self.facts.push(("continued".to_owned(), words.join("; ")));
+    }
+
+    /// Adds rows to the tables, in the order of all.
+    pub fn add_rows(&mut self, rows: Vec<(String, String)>) {
+        self.workloads.extend(rows);
+        let mut seen = std::collections::BTreeSet::new();
+        self.workloads.retain(|row| seen.insert(row.clone()));
+        self.workloads.sort_by_key(|(_, name)| crate::workload::place(name));
+    }
+
     /// The times of one cell of the table, in nanoseconds.
     pub fn summary(&self, workload: &str, subject: &str) -> Option<Summary> {
         let cell = self.samples.iter().filter(|s| s.workload == workload && s.subject == subject);

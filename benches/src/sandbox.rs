@@ -78,7 +78,7 @@ fn private_mounts() -> Result<()> {
 
 fn memory(base: &Path) -> Result<PathBuf> {
     let dir = made(base, "memory")?;
-    mount(Some("perf"), &dir, Some("tmpfs"), MsFlags::empty(), Some("size=90%,nr_inodes=0,mode=755"))
+    mount(Some("perf"), &dir, Some("tmpfs"), MsFlags::empty(), Some("size=60%,nr_inodes=0,mode=755"))
         .during(format_args!("mount a tmpfs on {}", dir.display()))?;
     Ok(dir)
 }
@@ -176,7 +176,7 @@ fn ordinary(base: &Path) -> Result<Entered> {
     let places = Places {
         memory: made(base, "memory")?,
         disk: made(base, "disk")?,
-        disk_kind: format!("directory {} of the host", base.display()),
+        disk_kind: "a directory of the host".to_owned(),
         reflink: None,
         userns: true,
     };

@@ -12,7 +12,9 @@ use crate::subject::{Layers, Subject, is_mounted, unmount};
 
 /// Layers of the mounts that are timed.
 pub const LAYERS: [usize; 4] = [1, 20, 100, 500];
-/// Files of each of these layers.
+/// The largest stack once more, with all the files of the scale; ours has catalogs of its layers.
+pub const LARGE: &str = "mount_500_layers_large";
+/// Files of each layer in the directory that all have.
 const FILES_PER_LAYER: usize = 10;
 /// A mount may not take longer.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -22,21 +24,28 @@ pub fn mount_name(layers: usize) -> String {
     format!("mount_{layers}_layers")
 }
 
+/// One stack that is mounted.
+struct Stack {
+    workload: String,
+    dir: PathBuf,
+    layers: usize,
+}
+
 /// Times the mount of 1 to 500 layers: the start of the mount program, its return, and a first listing of the root.
 pub fn mounts(bench: &Bench<'_>, subjects: &[Subject], rounds: usize, results: &mut Results) -> Result<()> {
-    let stack = bench.places.memory.join("stack");
-    make_stack(&stack)?;
+    let stacks = stacks(bench, subjects)?;
+    results.add_rows(stacks.iter().map(|s| ("mount".to_owned(), s.workload.clone())).collect());
     for round in 0..rounds {
-        for count in LAYERS {
+        for stack in &stacks {
             for subject in subjects.iter().filter(|s| **s != Subject::Native) {
-                let (workload, name) = (mount_name(count), format!("{subject}"));
-                if results.gaps.iter().any(|g| g.workload == workload && g.subject == name) {
+                let (workload, name) = (stack.workload.clone(), format!("{subject}"));
+                if results.is_gap(&workload, &name) || results.is_timed(&workload, &name, round) {
                     continue;
                 }
                 // A mount point of its own for each: fuse-overlayfs 2.0 unmounts by path once more when it ends, and
                 // would take away what the next one has mounted there by then.
-                let place = bench.places.memory.join(format!("mounts/{round}-{count}-{name}"));
-                match mount_once(bench, subject, &stack, &place, count) {
+                let place = bench.places.memory.join(format!("mounts/{round}-{workload}-{name}"));
+                match mount_once(bench, subject, stack, &place) {
                     Ok(time) => {
                         println!("  {workload:24} {name:20} {:10.3} ms", time.as_secs_f64() * 1e3);
                         let ns = u64::try_from(time.as_nanos()).during("count nanoseconds")?;
@@ -56,35 +65,52 @@ pub fn mounts(bench: &Bench<'_>, subjects: &[Subject], rounds: usize, results: &
             }
         }
     }
-    Ok(())
-}
-
-fn make_stack(stack: &Path) -> Result<()> {
-    for layer in 0..LAYERS.iter().copied().max().unwrap_or(0) {
-        let dir = stack.join(layer.to_string()).join("common");
-        std::fs::create_dir_all(&dir).during(format_args!("make {}", dir.display()))?;
-        for file in 0..FILES_PER_LAYER {
-            std::fs::write(dir.join(format!("{layer}-{file}")), b"x").during("fill a layer")?;
-        }
+    for stack in [bench.places.memory.join("stack"), bench.places.memory.join("large")] {
+        std::fs::remove_dir_all(&stack).during("remove the layers")?;
     }
     Ok(())
 }
 
-/// The layers are named relative to their directory: the kernel takes no more than one page of options.
-fn mount_once(
-    bench: &Bench<'_>,
-    subject: &Subject,
-    stack: &Path,
-    place: &Path,
-    count: usize,
-) -> Result<Duration> {
-    let fresh = Layers::fresh(place, Vec::new())?;
-    let layers = Layers { lowers: (0..count).map(|l| PathBuf::from(l.to_string())).collect(), ..fresh };
+/// Makes the layers of all stacks.
+fn stacks(bench: &Bench<'_>, subjects: &[Subject]) -> Result<Vec<Stack>> {
+    let most = LAYERS.iter().copied().max().unwrap_or(0);
+    let (plain, large) = (bench.places.memory.join("stack"), bench.places.memory.join("large"));
+    println!("mount: making {} files in {most} layers", bench.scale.inodes);
+    for layer in 0..most {
+        make_layer(&plain, layer, 0)?;
+        make_layer(&large, layer, bench.scale.inodes / most)?;
+    }
+    if subjects.iter().any(|s| matches!(s, Subject::Unionfs(_))) {
+        let mut catalog = Command::new(crate::sandbox::sibling("perf-unionfs")?);
+        catalog.arg("catalog").args((0..most).map(|l| large.join(l.to_string())));
+        process::check(catalog)?;
+    }
+    let plain = LAYERS.map(|layers| Stack { workload: mount_name(layers), dir: plain.clone(), layers });
+    let large = Stack { workload: LARGE.to_owned(), dir: large, layers: most };
+    Ok(plain.into_iter().chain([large]).collect())
+}
+
+/// A layer with files in the directory that all layers have, and `more` in one of its own.
+fn make_layer(stack: &Path, layer: usize, more: usize) -> Result<()> {
+    let common = stack.join(layer.to_string()).join("common");
+    let own = common.join(format!("own-{layer}"));
+    std::fs::create_dir_all(&own).during(format_args!("make {}", own.display()))?;
+    for file in 1..FILES_PER_LAYER {
+        std::fs::write(common.join(format!("{layer}-{file}")), b"x").during("fill a layer")?;
+    }
+    for file in 0..more {
+        std::fs::File::create(own.join(format!("a-name-of-usual-length-{file}"))).during("fill a layer")?;
+    }
+    Ok(())
+}
+
+fn mount_once(bench: &Bench<'_>, subject: &Subject, stack: &Stack, place: &Path) -> Result<Duration> {
+    let lowers = (0..stack.layers).map(|l| stack.dir.join(l.to_string())).collect();
+    let layers = Layers::fresh(place, lowers)?;
     let mut command = match bench.peers.server(subject, &layers)? {
         Some(server) => server,
-        None => kernel_command(bench, &layers)?,
+        None => bench.peers.kernel_command(&layers),
     };
-    command.current_dir(stack);
     command.stdout(std::process::Stdio::null());
     let start = Instant::now();
     let finished = process::timed(command, LIMIT, || {})?;
@@ -99,24 +125,11 @@ fn mount_once(
     let listed =
         std::fs::read_dir(layers.mountpoint.join("common")).during("list the merged directory")?.count();
     unmount(&layers.mountpoint)?;
-    if (names, listed) != (1, count * FILES_PER_LAYER) {
-        return Err(Failure::new(format!("{listed} of {} files are shown", count * FILES_PER_LAYER)));
+    let wanted = stack.layers * FILES_PER_LAYER;
+    if (names, listed) != (1, wanted) {
+        return Err(Failure::new(format!("{listed} of {wanted} names are shown")));
     }
     Ok(elapsed)
-}
-
-fn kernel_command(bench: &Bench<'_>, layers: &Layers) -> Result<Command> {
-    let lowers: Vec<String> = layers.lowers.iter().map(|l| l.display().to_string()).collect();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}{}",
-        lowers.join(":"),
-        layers.upper.display(),
-        layers.work.display(),
-        bench.peers.kernel_options()
-    );
-    let mut command = Command::new("mount");
-    command.args(["-t", "overlay", "-o"]).arg(options).arg("overlay").arg(&layers.mountpoint);
-    Ok(command)
 }
 
 /// Walks `inodes` files with every server and reads how much memory of its own it holds afterwards.
@@ -132,6 +145,10 @@ pub fn memory(bench: &Bench<'_>, subjects: &[Subject], results: &mut Results) ->
         std::fs::File::create(dir.join(format!("a-name-of-usual-length-{i}"))).during("make an inode")?;
     }
     for subject in subjects {
+        let known = |m: &Memory| m.inodes == inodes && m.subject == format!("{subject}");
+        if results.memory.iter().any(known) {
+            continue;
+        }
         match memory_of(bench, subject, &lower, inodes) {
             Ok(Some(memory)) => {
                 println!("  {}: {} -> {} KiB", memory.subject, memory.before_kib, memory.after_kib);

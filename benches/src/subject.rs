@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 
 use crate::failure::{During, Failure, Result};
 use crate::process;
@@ -60,6 +60,8 @@ pub struct Peers {
     unionfs: Option<PathBuf>,
     /// Mount options that kernel overlayfs needs here: `userxattr` in a user namespace, none in the initial one.
     kernel_options: &'static str,
+    /// Whether this process is in the initial user namespace.
+    initial: bool,
 }
 
 impl Peers {
@@ -72,6 +74,7 @@ impl Peers {
             fuse_overlayfs_2: find_fuse_overlayfs("PERF_FUSE_OVERLAYFS", "2."),
             unionfs,
             kernel_options: if initial { "" } else { ",userxattr" },
+            initial,
         }
     }
 
@@ -92,6 +95,12 @@ impl Peers {
     }
 
     fn trial(&self, subject: &Subject, scratch: &Path) -> Result<()> {
+        if let Subject::Unionfs(options) = subject
+            && options.contains("data=passthrough")
+            && !self.initial
+        {
+            return Err(Failure::new("only root of the initial user namespace may hand files to the kernel"));
+        }
         let dir = scratch.join("trial");
         let layers = Layers::fresh(&dir, vec![dir.join("lower")])?;
         std::fs::create_dir_all(dir.join("lower")).during("make the trial layer")?;
@@ -153,7 +162,7 @@ impl Peers {
             return Ok(Mounted { path, kind: Kind::Plain });
         }
         let Some(mut command) = self.server(subject, layers)? else {
-            self.mount_kernel_overlay(layers)?;
+            process::check(self.kernel_command(layers))?;
             return Ok(Mounted { path, kind: Kind::Kernel });
         };
         command.arg("-f").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -164,22 +173,19 @@ impl Peers {
         Ok(mounted)
     }
 
-    fn mount_kernel_overlay(&self, layers: &Layers) -> Result<()> {
-        let mut options = layers.options();
+    /// The command that mounts kernel overlayfs over `layers`. It runs where the lowers are and names them from there,
+    /// because the kernel takes no more than a page of options.
+    pub fn kernel_command(&self, layers: &Layers) -> Command {
+        let base = layers.lowers.first().and_then(|lower| lower.parent()).unwrap_or(Path::new("/"));
+        let near =
+            |lower: &PathBuf| lower.strip_prefix(base).map_or_else(|_| lower.clone(), Path::to_path_buf);
+        let near = Layers { lowers: layers.lowers.iter().map(near).collect(), ..layers.clone() };
+        let mut options = near.options();
         options.push(self.kernel_options);
-        mount(
-            Some("overlay"),
-            &layers.mountpoint,
-            Some("overlay"),
-            MsFlags::empty(),
-            Some(options.as_os_str()),
-        )
-        .during("mount kernel overlayfs")
-    }
-
-    /// The options kernel overlayfs gets besides the layers.
-    pub fn kernel_options(&self) -> &'static str {
-        self.kernel_options
+        let mut command = Command::new("mount");
+        command.args(["-t", "overlay", "-o"]).arg(options).arg("overlay").arg(&layers.mountpoint);
+        command.current_dir(base);
+        command
     }
 }
 

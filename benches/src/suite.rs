@@ -21,8 +21,8 @@ pub struct Suite {
 }
 
 /// The body of a group's `main`: enters the sandbox and calls `body` inside. As root the subjects run in the initial
-/// user namespace, with `PERF_USERNS=1` or as an ordinary user in one of their own. `PERF_OPTIONS` gives more options
-/// for ours; several sets are separated by blanks.
+/// user namespace, with `PERF_USERNS=1` or as an ordinary user in one of their own. `PERF_OPTIONS` gives the options of ours
+/// instead of all transports and ways of data; several sets are separated by blanks.
 pub fn run(body: impl FnOnce(&Suite) -> Result<()>) -> ExitCode {
     exit_code(start(body))
 }
@@ -38,18 +38,28 @@ fn start(body: impl FnOnce(&Suite) -> Result<()>) -> Result<ExitCode> {
         Entered::Inside(places) => places,
     };
     let peers = Peers::detect(sandbox::sibling("perf-unionfs").ok());
-    let wanted = subjects(std::env::var("PERF_OPTIONS").as_deref().unwrap_or(""));
+    let wanted = match std::env::var("PERF_OPTIONS") {
+        Ok(sets) => subjects(sets.split_whitespace()),
+        Err(_) => subjects(OURS.into_iter()),
+    };
     let (subjects, _) = peers.available(&wanted, &places.memory)?;
     body(&Suite { peers, places, subjects })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The subjects of a criterion group; ours once for each blank-separated set of options.
-fn subjects(options: &str) -> Vec<Subject> {
-    let mut all = vec![Subject::Native, Subject::KernelOverlay, Subject::FuseOverlayfs2];
-    all.push(Subject::Unionfs(String::new()));
-    all.extend(options.split_whitespace().map(|o| Subject::Unionfs(o.to_owned())));
-    all
+/// Ours in each way that requests travel and each way that data does; fuser's adapter knows one of the latter.
+const OURS: [&str; 5] = [
+    "transport=uring",
+    "transport=uring,data=passthrough",
+    "transport=dev",
+    "transport=dev,data=passthrough",
+    "transport=fuser",
+];
+
+/// The subjects of a criterion group; ours once for each of `options`.
+fn subjects<'a>(options: impl Iterator<Item = &'a str>) -> Vec<Subject> {
+    let peers = [Subject::Native, Subject::KernelOverlay, Subject::FuseOverlayfs2];
+    peers.into_iter().chain(options.map(|o| Subject::Unionfs(o.to_owned()))).collect()
 }
 
 /// One lower layer and what may be mounted over it.

@@ -5,8 +5,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::failure::{During, Result};
+use crate::process;
 
 /// SplitMix64: small, seeded, good enough for sizes and orders.
 #[derive(Clone, Debug)]
@@ -113,6 +115,27 @@ pub fn c_project(dir: &Path, units: usize) -> Result<()> {
     }
     main.push_str("printf(\"%d\\n\", s); return 0; }\n");
     write(&dir.join("main.c"), main.as_bytes())
+}
+
+/// `count` Debian packages of 20 small files each in `dir`, made below `scratch`.
+pub fn packages(dir: &Path, scratch: &Path, count: usize) -> Result<()> {
+    mkdir(dir)?;
+    for i in 0..count {
+        let (package, tree) = (format!("perf-{i:03}"), scratch.join("package"));
+        mkdir(&tree.join("DEBIAN"))?;
+        let control = format!(
+            "Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: perf <perf@localhost>\n\
+             Description: files for a benchmark\n"
+        );
+        write(&tree.join("DEBIAN/control"), control.as_bytes())?;
+        flat(&tree.join("usr/share").join(&package), 20, 8192)?;
+        let mut build = Command::new("dpkg-deb");
+        build.args(["--build", "--root-owner-group", "-Zgzip"]).arg(&tree);
+        build.arg(dir.join(format!("{package}.deb")));
+        process::check(build)?;
+        fs::remove_dir_all(&tree).during("remove the tree of a package")?;
+    }
+    Ok(())
 }
 
 /// A file of `len` bytes that no file system can compress away.
