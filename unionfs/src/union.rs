@@ -280,13 +280,17 @@ impl Union {
         }
     }
 
-    /// Calls `act` with the upper file that serves an open object, if it is served by one alone: it stays the same for as
-    /// long as the object lives, or until the upper is rotated, which waits for `act`.
-    pub fn with_upper_file<T>(&self, node: NodeId, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+    /// Calls `act` with the file that serves an open object, if it is served by this file alone for as long as it lives,
+    /// or until the upper is rotated, which waits for `act`: an upper file, or where nothing can be copied up, a lower
+    /// one. Not the data of a metacopy, which may be another file after a reload.
+    pub fn with_lasting_file<T>(&self, node: NodeId, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
         let tree = self.tree.enter();
         let inode = tree.table.get(node).ok()?;
         let file = match &*inode.data.read() {
             Some(Data::Upper(file)) if file.parts().is_none() => Arc::clone(&file.fd),
+            Some(Data::Lower(file)) if tree.stack.upper.is_none() && !inode.is_metacopy() => {
+                return file.lend(act).ok();
+            }
             Some(_) | None => return None,
         };
         Some(act(file.as_fd()))

@@ -2,7 +2,8 @@
 //!
 //! The kernel keeps one way of I/O for each node: while a file is open through its page cache, it cannot be opened on a
 //! backing file, nor the other way round. So the way is chosen with the first open and stays until the last release.
-//! Only upper files are handed over: they are never exchanged for another file, as a lower one is by copy-up.
+//! Upper files are handed over, and in a mount without an upper all: these are never exchanged for another file, as a
+//! lower one is by copy-up, whose new data those that have it open must see.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -90,7 +91,7 @@ impl Backings {
         if self.refused.load(Ordering::Relaxed) {
             return None;
         }
-        let registered = union.with_upper_file(id, |file| {
+        let registered = union.with_lasting_file(id, |file| {
             let mode = rustix::fs::fstat(file).ok()?.st_mode;
             if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
                 // Whether a write takes the bits away depends on who writes, which only requests tell.

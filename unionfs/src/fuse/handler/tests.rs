@@ -3,6 +3,7 @@ use crate::fuse::wire::flags::InitFlags;
 use crate::fuse::wire::{InitIn, Opcode};
 use crate::options::{DataMode, MountOptions};
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// A kernel that takes no backing file.
@@ -51,9 +52,13 @@ fn handler_with(base: &Path, count: usize, data: DataMode, kernel: impl Register
         data,
         ..MountOptions::default()
     };
+    handler_of(&options, kernel)
+}
+
+fn handler_of(options: &MountOptions, kernel: impl Register + 'static) -> Handler {
     let offer = InitIn { major: 7, minor: 45, max_readahead: 0, flags: InitFlags::all() };
-    let config = Negotiation::choose(&options, &offer, false).unwrap().config;
-    Handler::new(Arc::new(Union::open(&options).unwrap()), Arc::default(), config, kernel)
+    let config = Negotiation::choose(options, &offer, false).unwrap().config;
+    Handler::new(Arc::new(Union::open(options).unwrap()), Arc::default(), config, kernel)
 }
 
 fn ask(handler: &Handler, node: u64, request: &Request<'_>, out: &mut [u8]) -> Outcome {
@@ -245,6 +250,28 @@ fn a_refused_backing_file_leaves_the_file_readable() {
 fn opened(out: &[u8], at: usize) -> (OpenReply, Fh) {
     let flags = u32::from_ne_bytes(*out[at + 8..].first_chunk().unwrap());
     (OpenReply::from_bits_retain(flags), Fh(u64_at(out, at)))
+}
+
+#[test]
+fn lower_files_are_handed_over_where_nothing_can_be_copied_up() {
+    let base = tempfile::tempdir().unwrap();
+    let lower = base.path().join("lower");
+    std::fs::create_dir(&lower).unwrap();
+    std::fs::write(lower.join("plain"), b"data").unwrap();
+    std::fs::write(lower.join("set-id"), b"data").unwrap();
+    std::fs::set_permissions(lower.join("set-id"), std::fs::Permissions::from_mode(0o4755)).unwrap();
+    let options =
+        MountOptions { lowerdir: vec![lower], data: DataMode::Passthrough, ..MountOptions::default() };
+    let handler = handler_of(&options, Everybody);
+    let mut out = [0; 4096];
+    for (name, handed_over) in [(b"plain".as_slice(), true), (b"set-id", false)] {
+        ask(&handler, 1, &Request::Lookup { name }, &mut out);
+        let node = u64_at(&out, 0);
+        let open = |flags: i32| Request::Open { flags: flags.cast_unsigned(), open_flags: 0 };
+        assert_eq!(ask(&handler, node, &open(libc::O_RDONLY), &mut out), Outcome::Reply(16));
+        assert_eq!(opened(&out, 0).0.contains(OpenReply::PASSTHROUGH), handed_over);
+        assert_eq!(ask(&handler, node, &open(libc::O_RDWR), &mut out), Outcome::Error(Errno::ROFS));
+    }
 }
 
 #[test]

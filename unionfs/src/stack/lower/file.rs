@@ -70,6 +70,11 @@ impl LowerFile {
         Ok(sys::retry(|| rustix::io::pread(self.fd()?, &mut *buffer, offset))?)
     }
 
+    /// Calls `act` with the descriptor, which is for reading, so that the kernel can read the file for others.
+    pub(crate) fn lend<T>(&self, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Result<T> {
+        Ok(act(self.fd()?))
+    }
+
     /// Returns whether it has no data.
     pub(crate) fn is_empty(&self) -> Result<bool> {
         Ok(self.own_stat()?.size == 0)
