@@ -190,6 +190,7 @@ fn disk_tree(lower: &Path, files: &Path, scale: &Scale) -> Result<()> {
     let append = lower.join("append");
     tree::flat(&append, scale.append, 16 << 10)?;
     tree::path_list(&append, Take::Files, scale.append, &files.join("append.list"))?;
+    tree::nested(&lower.join("small"), scale.small)?;
     tree::big(&lower.join("huge.bin"), scale.huge_mib << 20)?;
     process::shell(lower, "sync -f .").map(|_| ())
 }

@@ -195,6 +195,9 @@ pub const WORKLOADS: &[Workload] = &[
     change("changed lowers", "rm_lower", &["bench/small"], r#"rm -rf "$M/bench/small""#),
     change("changed lowers", "chmod_r", &["bench/small"], r#"chmod -R g+w,o-r "$M/bench/small""#),
     change("changed lowers", "chown_r", &["bench/small"], r#"chown -R 7:7 "$M/bench/small""#),
+    // What was copied up outlives a power cut everywhere: kernel overlayfs syncs each file for that.
+    disk(change("changed lowers", "chmod_r_disk", &["small"], r#"chmod -R g+w,o-r "$M/small""#)),
+    disk(change("changed lowers", "chown_r_disk", &["small"], r#"chown -R 7:7 "$M/small""#)),
     change("changed lowers", "rename_dir", &["bench/moved"], r#"mv "$M/bench/moved" "$M/bench/renamed""#),
     disk(change(
         "changed lowers",
