@@ -7,7 +7,7 @@ use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::require;
 use e2e::tree::LayerTree;
 
-use crate::Fixture;
+use crate::{Fixture, mark};
 
 #[test]
 fn a_merged_directory_has_one_link() {
@@ -35,6 +35,33 @@ fn an_inode_number_is_that_of_the_lower_object_and_stays() {
     assert_eq!((ino(&union, "d/g"), ino(&union, "d")), (file, directory));
     let listed = fs::read_dir(union.at("d")).unwrap().next().unwrap().unwrap();
     assert_eq!(std::os::unix::fs::DirEntryExt::ino(&listed), file);
+}
+
+#[test]
+fn the_origin_tells_the_inode_number_and_no_mark_has_to() {
+    require!(Fuse, Union);
+    let mut union = Fixture::new(&[LayerTree::new().file("f", "1").file("g", "1")], "");
+    let ino = |union: &Fixture, name: &str| fs::metadata(union.at(name)).unwrap().ino();
+    let numbers = (ino(&union, "f"), ino(&union, "g"));
+    for name in ["f", "g"] {
+        fs::write(union.at(name), "changed").unwrap();
+    }
+    if mark(&union.upper("f"), "origin").is_none() {
+        return e2e::require::skip("semantics::attributes::the_origin_tells", "no file handles here");
+    }
+    assert_eq!(mark(&union.upper("f"), "ino"), None, "one attribute more may cost a block");
+    union.mounted.remount();
+    assert_eq!((ino(&union, "f"), ino(&union, "g")), numbers);
+    // Where there is a mark, as written by earlier versions and for what came from a rotated upper, it counts.
+    union.mounted.unmount();
+    let upper = union.upper("g");
+    let set = |space: &str| {
+        let name = format!("{space}.overlay.ino");
+        rustix::fs::setxattr(&upper, name, b"77", rustix::fs::XattrFlags::empty()).is_ok()
+    };
+    assert!(["trusted", "user"].map(set).contains(&true));
+    union.mounted.remount();
+    assert_eq!((ino(&union, "f"), ino(&union, "g")), (numbers.0, 77));
 }
 
 #[test]

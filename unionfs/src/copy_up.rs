@@ -211,7 +211,9 @@ impl CopyUp<'_> {
             // Attributes of this type of object need a privilege: only the number after a remount differs.
             return Ok(None);
         }
-        if !self.inode.is_dir() {
+        // The number that the origin says need not be stored.
+        let says = record.as_ref().and_then(|record| self.tree.stack.origin_ino(record));
+        if !self.inode.is_dir() && says != Some(self.inode.ino()) {
             match set(marks::INO, self.inode.ino().to_string().as_bytes()) {
                 // As above.
                 Err(error) if error.is(Errno::PERM) => return Ok(None),

@@ -75,7 +75,8 @@ fn dirs_ino(tree: &Tree, dirs: &[Arc<LowerDir>]) -> Option<u64> {
 }
 
 fn upper_file(tree: &Tree, found: &Found, mut identity: Identity) -> Identity {
-    identity.ino = found.marks.ino.unwrap_or(identity.ino);
+    let by_origin = || tree.stack.origin_ino(found.marks.origin.as_ref()?);
+    identity.ino = found.marks.ino.or_else(by_origin).unwrap_or(identity.ino);
     let (Some(index), Some(record), Some(difference)) = (&tree.index, &found.marks.origin, found.marks.nlink)
     else {
         return identity;
@@ -168,12 +169,10 @@ fn stored_ino(tree: &Tree, parent: &Inode, entry: &ListedName<'_>) -> Option<u64
     if !on_upper {
         let dir = parent.lower_dirs().iter().find(|dir| dir.layer == number).map(Arc::clone)?;
         let (stack, layer) = (&tree.stack, tree.stack.lower(&dir).ok()?);
-        return layer.kept_ino(&stack.fds, &dir, entry.name, stack.namespace);
+        return layer.kept_ino(stack, &dir, entry.name);
     }
-    let value = tree.stack.attributes().get_at(
-        tree.upper_fd(parent).ok()?.as_fd(),
-        entry.name,
-        &tree.stack.namespace.name(marks::INO),
-    );
-    std::str::from_utf8(&value.ok()?).ok()?.parse().ok()
+    let (stack, dir) = (&tree.stack, tree.upper_fd(parent).ok()?);
+    stack.marked_ino(|mark| {
+        stack.attributes().get_at(dir.as_fd(), entry.name, &stack.namespace.name(mark)).ok()
+    })
 }

@@ -15,7 +15,6 @@ use crate::stack::LayerStack;
 use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerDir;
 use crate::stack::lower::index::INDEX;
-use crate::stack::marks;
 use crate::stack::owners::Owners;
 use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
@@ -123,9 +122,8 @@ impl Index {
     }
 
     /// Returns the inode number that an entry is shown with, if it says so.
-    pub(crate) fn shown_ino(&self, entry: &[u8]) -> Option<u64> {
-        let value = sys::xattr::get_at(self.fd(), entry, &self.namespace.name(marks::INO)).ok()?;
-        std::str::from_utf8(&value).ok()?.parse().ok()
+    pub(crate) fn shown_ino(&self, stack: &LayerStack, entry: &[u8]) -> Option<u64> {
+        stack.marked_ino(|mark| sys::xattr::get_at(self.fd(), entry, &self.namespace.name(mark)).ok())
     }
 
     /// Takes an inode that has all its names on the upper out of the index. The links that are shown are then those that

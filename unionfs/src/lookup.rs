@@ -265,7 +265,7 @@ fn find_below(
                     let (data, stat) = lower_data(stack, lowers, &parent, &target, stat)?;
                     let mut found = Found { data, ..Found::new(stat, None) };
                     let (layer, name) = (stack.lower(&parent)?, target.name());
-                    found.marks.ino = layer.kept_ino(&stack.fds, &parent, name, stack.namespace);
+                    found.marks.ino = layer.kept_ino(stack, &parent, name);
                     found.lower = LowerPart::File(parent);
                     return Ok(Some(found));
                 }

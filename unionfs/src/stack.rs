@@ -7,6 +7,7 @@ pub(crate) mod lease;
 pub(crate) mod lower;
 pub(crate) mod marks;
 mod mount_ids;
+mod origins;
 pub(crate) mod owners;
 pub(crate) mod probe;
 mod reload;
@@ -34,6 +35,7 @@ use dir_fds::DirFds;
 use lower::open::Opener;
 use lower::{LowerDir, LowerLayer};
 use marks::Follow;
+use origins::Origins;
 use owners::Owners;
 use probe::Features;
 use sidecar::Sidecar;
@@ -75,6 +77,8 @@ pub(crate) struct LayerStack {
     xino: Xino,
     /// Devices in the order in which they were met; the index makes inode numbers distinct.
     devices: Arc<RwLock<Vec<u64>>>,
+    /// Which numbers origins speak of.
+    origins: Origins,
 }
 
 impl LayerStack {
@@ -126,7 +130,10 @@ impl LayerStack {
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
         let devices = Arc::new(RwLock::new(devices));
         let (top, xino) = (FIRST_TOP, options.xino);
-        Ok((Self { upper, lowers, top, roots, data_roots, fds, namespace, follow, xino, devices }, notices))
+        let origins = Origins::of(&lowers);
+        let stack =
+            Self { upper, lowers, top, roots, data_roots, fds, namespace, follow, xino, devices, origins };
+        Ok((stack, notices))
     }
 
     /// Returns the writable layer.

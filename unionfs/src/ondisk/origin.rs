@@ -34,6 +34,43 @@ pub fn is_record(record: &[u8]) -> bool {
     well_begun && record.len() > FIXED + 16
 }
 
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts<'a> {
+    /// Identifier of the file system; all zero where it has none or it was not to be stored.
+    pub uuid: [u8; 16],
+    /// Type of the handle.
+    pub kind: i32,
+    /// The handle.
+    pub handle: &'a [u8],
+}
+
+/// Takes a record apart; `None` for what is none, or was written on a machine of the other byte order.
+pub fn parts(record: &[u8]) -> Option<Parts<'_>> {
+    let &[_, _, _, flags, kind] = record.first_chunk::<FIXED>()?;
+    if !is_record(record) || (flags & BIG_ENDIAN != 0) != cfg!(target_endian = "big") {
+        return None;
+    }
+    let (uuid, handle) = record.get(FIXED..)?.split_first_chunk::<16>()?;
+    Some(Parts { uuid: *uuid, kind: kind.into(), handle })
+}
+
+/// Returns the inode number in a file handle, of the forms that ext4, xfs, btrfs and tmpfs make. Whether a file system
+/// makes one of them must be tried: the types are not unique.
+pub fn ino_of_handle(kind: i32, handle: &[u8]) -> Option<u64> {
+    let wide = |at: usize| handle.get(at..)?.first_chunk().copied().map(u64::from_ne_bytes);
+    let half = |at: usize| handle.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes).map(u64::from);
+    match (kind, handle.len()) {
+        // Number, generation.
+        (0x01, 8) => half(0),
+        // Generation, low half, high half.
+        (0x01, 12) => Some(half(4)? | half(8)? << 32),
+        // Number of 64 bits, generation (xfs); number, subvolume, generation (btrfs).
+        (0x81, 12) | (0x4d, 20) => wide(0),
+        _ => None,
+    }
+}
+
 /// Returns the record that an entry of the index is named by.
 pub fn record_of(name: &[u8]) -> Option<Vec<u8>> {
     let digit = |byte: u8| match byte {
@@ -76,6 +113,34 @@ mod tests {
         assert_eq!(record_of(&name), Some(record));
         for bad in [&name[1..], &name[2..], b"#12", b"00FB"] {
             assert_eq!(record_of(bad), None);
+        }
+    }
+
+    #[test]
+    fn a_record_comes_apart_as_it_was_made() {
+        let made = record(1, &[9; 8], &[0xab; 16]).unwrap();
+        assert_eq!(parts(&made), Some(Parts { uuid: [0xab; 16], kind: 1, handle: &[9; 8] }));
+        let mut foreign = made.clone();
+        foreign[3] ^= BIG_ENDIAN;
+        for bad in [&foreign[..], &made[1..], &made[..20], b""] {
+            assert_eq!(parts(bad), None);
+        }
+    }
+
+    #[test]
+    fn handles_hold_inode_numbers() {
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        let number = 0x0001_0000_0002_u64.to_ne_bytes();
+        let wide = |rest: usize| [&number[..], &vec![0; rest]].concat();
+        for (kind, handle, ino) in [
+            (0x01, words(&[7, 99]), Some(7)),
+            (0x01, words(&[99, 2, 1]), Some(0x0001_0000_0002)),
+            (0x81, wide(4), Some(0x0001_0000_0002)),
+            (0x4d, wide(12), Some(0x0001_0000_0002)),
+            (0x02, words(&[7, 99]), None),
+            (0x01, words(&[7]), None),
+        ] {
+            assert_eq!(ino_of_handle(kind, &handle), ino, "{kind:x} {handle:?}");
         }
     }
 

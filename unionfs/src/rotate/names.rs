@@ -37,7 +37,7 @@ pub(super) fn complete(tree: &Tree) -> Result<()> {
     drop(nodes);
     let missing = missing(tree)?;
     for entry in &missing {
-        let number = tree.index.as_ref().and_then(|index| index.shown_ino(entry));
+        let number = tree.index.as_ref().and_then(|index| index.shown_ino(&tree.stack, entry));
         wanted.thorough |= number.is_none();
         wanted.numbers.extend(number);
     }

@@ -66,6 +66,8 @@ pub(crate) struct LowerLayer {
     attributes: Arc<Attributes>,
     /// File handles name the same object after a remount.
     pub(crate) handles_last: bool,
+    /// They hold inode numbers where `ondisk::origin` looks for them.
+    pub(crate) handles_have_numbers: bool,
     /// The file system can protect files by fs-verity.
     pub(crate) has_verity: bool,
     /// Of an upper that is only read.

@@ -122,8 +122,14 @@ pub(crate) struct FileMarks {
     pub unfinished: Option<Vec<u8>>,
 }
 
-/// Name of the mark that keeps a shown inode number, beside the kernel's marks, which ignores it. Its value is decimal.
+/// Name of the mark that keeps a shown inode number where the origin does not say it, beside the kernel's marks, which
+/// ignores it. Its value is decimal.
 pub(crate) const INO: &str = "ino";
+
+/// Reads the value of [`INO`].
+pub(crate) fn parse_ino(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
 
 /// Reads the marks of `name` in a directory.
 ///
@@ -167,12 +173,11 @@ fn try_read_file_marks(
     let prefix = namespace.name("");
     for mark in sys::xattr::names(&list).filter_map(|name| name.strip_prefix(prefix.as_slice())) {
         let value = || attributes.get_at(dir, name, &[prefix.as_slice(), mark].concat());
-        let number = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
         match mark {
             b"metacopy" => marks.metacopy = true,
             b"whiteout" => marks.whiteout = true,
             b"redirect" => marks.redirect = Some(parse_redirect(&value()?, follow)?),
-            b"ino" => marks.ino = number(&value()?),
+            b"ino" => marks.ino = parse_ino(&value()?),
             b"origin" => marks.origin = Some(value()?).filter(|record| !record.is_empty()),
             b"unfinished" => marks.unfinished = Some(value()?),
             b"nlink" => marks.nlink = ondisk::origin::parse_nlink(&value()?),

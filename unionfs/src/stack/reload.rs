@@ -36,6 +36,7 @@ impl LayerStack {
             follow: self.follow,
             xino: self.xino,
             devices: Arc::clone(&self.devices),
+            origins: self.origins.clone(),
         })
     }
 

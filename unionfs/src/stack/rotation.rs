@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use super::lower::{LowerDir, LowerLayer};
+use super::origins::Origins;
 use super::owners::Owners;
 use super::upper::UpperLayer;
 use super::{LayerStack, absolute, hide_paths, open_upper};
@@ -90,6 +91,7 @@ impl LayerStack {
         }
         Ok(Self {
             upper: Some(std::sync::Arc::new(next)),
+            origins: Origins::of(&lowers),
             lowers,
             top,
             roots,

@@ -11,10 +11,11 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::LowerLayer;
 use crate::error::{Errno, Error, Result};
+use crate::ondisk::origin;
 use crate::options::{MountOptions, UuidPolicy};
 use crate::stack::mount_ids::{MountIds, MountTable};
 use crate::stack::owners::Owners;
-use crate::sys;
+use crate::sys::{self, Stat};
 
 /// Opens the layers of one mount.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ struct FileSystem {
     /// All zero where it has none or it is not to be stored.
     uuid: [u8; 16],
     handles_last: bool,
+    handles_have_numbers: bool,
     has_verity: bool,
 }
 
@@ -82,7 +84,8 @@ impl<'a> Opener<'a> {
             Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
             names => names,
         };
-        let FileSystem { uuid, handles_last, has_verity } = self.file_system(root_stat.dev, root.as_fd());
+        let FileSystem { uuid, handles_last, handles_have_numbers, has_verity } =
+            self.file_system(&root_stat, root.as_fd());
         Ok(LowerLayer {
             root_stat,
             mount,
@@ -94,6 +97,7 @@ impl<'a> Opener<'a> {
             catalog: None,
             attributes: Arc::default(),
             handles_last,
+            handles_have_numbers,
             has_verity,
             root: Arc::new(root),
             path,
@@ -104,15 +108,18 @@ impl<'a> Opener<'a> {
     }
 
     /// Returns the facts about the file system that a directory is on.
-    fn file_system(&mut self, device: u64, dir: BorrowedFd<'_>) -> FileSystem {
-        if let Some((_, known)) = self.file_systems.iter().find(|(known, _)| *known == device) {
+    fn file_system(&mut self, stat: &Stat, dir: BorrowedFd<'_>) -> FileSystem {
+        if let Some((_, known)) = self.file_systems.iter().find(|(known, _)| *known == stat.dev) {
             return *known;
         }
         let handles_last = sys::handle::last(dir);
+        let handle = sys::handle::handle_of(dir).ok().filter(|_| handles_last);
+        let handles_have_numbers =
+            handle.is_some_and(|(kind, handle)| origin::ino_of_handle(kind, &handle) == Some(stat.ino));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Ok(readable) = rustix::fs::openat(dir, c".", flags, Mode::empty()) else {
             // Another layer of it may be readable.
-            return FileSystem { handles_last, ..FileSystem::default() };
+            return FileSystem { handles_last, handles_have_numbers, ..FileSystem::default() };
         };
         let has_verity = !matches!(
             sys::verity::measure(readable.as_fd()),
@@ -120,8 +127,9 @@ impl<'a> Opener<'a> {
         );
         let stores_uuid = !matches!(self.options.uuid, UuidPolicy::Off | UuidPolicy::Null);
         let uuid = if stores_uuid { sys::handle::file_system_uuid(readable.as_fd()) } else { Ok([0; 16]) };
-        let found = FileSystem { uuid: uuid.unwrap_or_default(), handles_last, has_verity };
-        self.file_systems.push((device, found));
+        let uuid = uuid.unwrap_or_default();
+        let found = FileSystem { uuid, handles_last, handles_have_numbers, has_verity };
+        self.file_systems.push((stat.dev, found));
         found
     }
 }

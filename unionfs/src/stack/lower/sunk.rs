@@ -10,7 +10,7 @@ use super::{LowerDir, LowerLayer, NEXT_DIR_ID};
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
 use crate::options::MountOptions;
-use crate::stack::dir_fds::DirFds;
+use crate::stack::LayerStack;
 use crate::stack::marks;
 
 impl LowerDir {
@@ -60,22 +60,15 @@ impl LowerLayer {
     }
 
     /// Returns the inode number that `name` in `dir` was shown with before, if it says so.
-    pub(crate) fn kept_ino(
-        &self,
-        fds: &DirFds,
-        dir: &LowerDir,
-        name: &[u8],
-        namespace: Namespace,
-    ) -> Option<u64> {
+    pub(crate) fn kept_ino(&self, stack: &LayerStack, dir: &LowerDir, name: &[u8]) -> Option<u64> {
         if !self.was_upper || dir.sealed {
             return None;
         }
-        let fd = self.dir_fd(fds, dir).ok()?;
-        let impure = || self.attributes.get(fd.as_fd(), &namespace.name("impure")).is_ok();
+        let fd = self.dir_fd(&stack.fds, dir).ok()?;
+        let impure = || self.attributes.get(fd.as_fd(), &stack.namespace.name("impure")).is_ok();
         if !dir.impure.get_or_init(impure) {
             return None;
         }
-        let value = self.attributes.get_at(fd.as_fd(), name, &namespace.name(marks::INO)).ok()?;
-        std::str::from_utf8(&value).ok()?.parse().ok()
+        stack.marked_ino(|mark| self.attributes.get_at(fd.as_fd(), name, &stack.namespace.name(mark)).ok())
     }
 }
