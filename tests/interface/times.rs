@@ -64,3 +64,106 @@ fn as_root_of_a_user_namespace() {
     require!(Fuse, Union, Root, Tester, UserNamespace);
     run_again(Role::Namespace, "times::access_times");
 }
+
+/// Sets all times to long ago.
+fn age_all(path: &Path) {
+    let long_ago = rustix::fs::Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: long_ago, last_modification: long_ago };
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
+}
+
+/// Returns which calls that set a size move the time of modification, on files of some lengths.
+fn moved_by_sizes(root: &Path) -> Vec<String> {
+    let mut seen = Vec::new();
+    for (name, len) in [("empty", 0), ("some", 5), ("large", 5 << 20)] {
+        for size in [0, 5, 9, 5 << 20] {
+            for call in ["truncate", "ftruncate", "open"] {
+                let path = root.join(format!("{name}-{size}-{call}"));
+                for round in ["first", "again"] {
+                    match call {
+                        "truncate" => nix::unistd::truncate(&path, size).unwrap(),
+                        "ftruncate" => {
+                            let file = fs::File::options().write(true).open(&path).unwrap();
+                            file.set_len(size.cast_unsigned()).unwrap();
+                        }
+                        _ => drop(fs::File::options().write(true).truncate(true).open(&path).unwrap()),
+                    }
+                    let meta = fs::metadata(&path).unwrap();
+                    let moved = meta.mtime() != 1_000_000_000;
+                    seen.push(format!("{call} of {len} to {size}, {round}: {moved}, {} bytes", meta.len()));
+                    age_all(&path);
+                }
+            }
+        }
+    }
+    seen
+}
+
+/// Compares the times that setting a size moves with those in a plain directory beside the upper.
+fn sizes_move_times_as_below(base: &Path) {
+    let mut tree = LayerTree::new();
+    for (name, len) in [("empty", 0), ("some", 5), ("large", 5 << 20)] {
+        for size in [0, 5, 9, 5 << 20] {
+            for call in ["truncate", "ftruncate", "open"] {
+                tree = tree.file(format!("{name}-{size}-{call}"), vec![b'x'; len]);
+            }
+        }
+    }
+    let plain = base.join("plain");
+    fs::create_dir(&plain).unwrap();
+    tree.build(&plain);
+    for entry in fs::read_dir(&plain).unwrap() {
+        age_all(&entry.unwrap().path());
+    }
+    let want = moved_by_sizes(&plain);
+    for options in ["", ",transport=fuser", ",metacopy=off", ",data=handles"] {
+        let base = base.join(format!("union{}", options.replace(',', "-")));
+        fs::create_dir(&base).unwrap();
+        let mut mounted = union(&base, &[tree.clone()], options);
+        mounted.unmount();
+        for entry in fs::read_dir(&mounted.layers().lowers[0]).unwrap() {
+            age_all(&entry.unwrap().path());
+        }
+        mounted.mount();
+        let seen = moved_by_sizes(mounted.root());
+        // The kernel asks the same for this and for open(2) with O_TRUNC, which moves times everywhere.
+        let same = |seen: &str| seen.starts_with("truncate of") && seen.ends_with(" 0 bytes");
+        let differ: Vec<_> =
+            want.iter().zip(&seen).filter(|(want, seen)| want != seen && !same(seen)).collect();
+        assert!(differ.is_empty(), "{options}: {differ:#?}");
+        mounted.unmount();
+        fs::remove_dir_all(&base).unwrap();
+    }
+    fs::remove_dir_all(&plain).unwrap();
+}
+
+#[test]
+fn setting_a_size_moves_times_as_on_the_uppers_file_system() {
+    require!(Fuse, Union);
+    sizes_move_times_as_below(scratch().path());
+}
+
+#[test]
+fn setting_a_size_moves_times_as_on_xfs_and_ext4() {
+    require!(Fuse, Union, Root);
+    for kind in ["xfs", "ext4"] {
+        let scratch = scratch();
+        let (image, at) = (scratch.path().join("image"), scratch.path().join("disk"));
+        fs::File::create(&image).unwrap().set_len(400 << 20).unwrap();
+        fs::create_dir(&at).unwrap();
+        let run = |words: &[&std::ffi::OsStr]| {
+            let output = std::process::Command::new(words[0]).args(&words[1..]).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        let program = format!("mkfs.{kind}");
+        if !run(&[program.as_ref(), "-q".as_ref(), image.as_os_str()])
+            || !run(&["mount".as_ref(), "-o".as_ref(), "loop".as_ref(), image.as_os_str(), at.as_os_str()])
+        {
+            e2e::require::say(&format!("SKIP times on {kind}: no {program} or no loop device"));
+            continue;
+        }
+        let done = std::panic::catch_unwind(|| sizes_move_times_as_below(&at));
+        assert!(run(&["umount".as_ref(), "-l".as_ref(), at.as_os_str()]));
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid};
 
 use crate::copy_up::{self, Need};
 use crate::error::{Errno, Error, Result};
-use crate::file_io;
+use crate::file_io::{self, Resize};
 use crate::inode::{Data, Inode};
 use crate::name::NAME_MAX;
 use crate::ondisk::WHITEOUT_PREFIX;
@@ -36,6 +36,13 @@ pub(crate) fn setattr(tree: &Tree, caller: &Caller, inode: &Arc<Inode>, change: 
     if change.size.is_some() && inode.kind != FileKind::Regular {
         return Err(Error::new(if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
     }
+    // Through a file the times move in any case. open(2) with O_TRUNC does not say that it is one: it always has the size 0.
+    let by_name = change.size.is_some_and(|size| size > 0) && !change.through_file;
+    let resize = if by_name && change.size == Some(tree.own_stat(inode)?.size) {
+        Resize::Never
+    } else {
+        Resize::Perhaps
+    };
     let need = match change.size {
         None => Need::Metadata,
         Some(0) => Need::Truncate,
@@ -44,7 +51,7 @@ pub(crate) fn setattr(tree: &Tree, caller: &Caller, inode: &Arc<Inode>, change: 
     copy_up::ensure_upper(tree, inode, need)?;
     keep_marks_removable(tree, inode, change)?;
     if let Some(size) = change.size {
-        file_io::truncate(tree, inode, size, change.kill_suidgid)?;
+        file_io::truncate(tree, inode, (size, resize), change.kill_suidgid)?;
     }
     let mut owner = wanted_owner(tree, change)?;
     if change.is_empty() && !inode.is_dir() {

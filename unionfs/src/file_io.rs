@@ -222,10 +222,31 @@ pub(crate) fn note_mode(inode: &Inode, mode: u32) {
     }
 }
 
+/// Whether a size is to be set that a file may not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resize {
+    /// It may have another one, or its times move in any case.
+    Perhaps,
+    /// truncate(2) to the size that it has: whether its times move is for the upper's file system to say.
+    Never,
+}
+
 /// Sets the size.
-pub(crate) fn truncate(tree: &Tree, inode: &Arc<Inode>, size: u64, kill_suidgid: bool) -> Result<()> {
+pub(crate) fn truncate(
+    tree: &Tree,
+    inode: &Arc<Inode>,
+    (size, resize): (u64, Resize),
+    kill_suidgid: bool,
+) -> Result<()> {
     with_upper(tree, inode, |file| {
-        set_size(file, size)?;
+        match resize {
+            Resize::Perhaps => set_size(file, size)?,
+            Resize::Never => match sys::truncate_by_path(file.fd.as_fd(), size) {
+                // Not for this process's user to open for writing by now, or there is no /proc.
+                Err(Errno::ACCESS | Errno::TXTBSY | Errno::NOENT) => set_size(file, size)?,
+                done => done?,
+            },
+        }
         drop_set_id(tree.stack.upper_owners(), file, kill_suidgid)
     })
 }

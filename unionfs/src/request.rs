@@ -165,8 +165,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Modification time.
     pub mtime: Option<SetTime>,
-    /// The handle through which the change is asked, if any.
-    pub fh: Option<Fh>,
+    /// The change is asked through an open file, by ftruncate(2) and the like. The kernel does not say it of open(2).
+    pub through_file: bool,
     /// The caller may not keep set-id bits through a change of size (it lacks `CAP_FSETID`).
     pub kill_suidgid: bool,
 }

@@ -103,6 +103,14 @@ pub(crate) fn link_target(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     Ok(target)
 }
 
+/// Sets the size of an open file as truncate(2) does, which leaves the times of a file that has the size already to the file
+/// system; ftruncate(2) moves them.
+pub(crate) fn truncate_by_path(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    let size = i64::try_from(size).map_err(|_| Errno::FBIG)?;
+    let set = || nix::unistd::truncate(proc_path(fd).as_str(), size);
+    retry(|| set().map_err(|errno| Errno::from_raw_os_error(errno as i32)))
+}
+
 /// Returns the text of a file of /proc or /sys that says one thing, so that one call reads all of it.
 pub(crate) fn read_setting(path: &str) -> Result<String, Errno> {
     let file = retry(|| rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))?;

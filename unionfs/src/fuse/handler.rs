@@ -425,7 +425,7 @@ impl Handler {
             size: has(SetattrValid::SIZE).then_some(change.size),
             atime: time(SetattrValid::ATIME, SetattrValid::ATIME_NOW, change.atime),
             mtime: time(SetattrValid::MTIME, SetattrValid::MTIME_NOW, change.mtime),
-            fh: self.handle(has(SetattrValid::FH).then_some(change.fh)),
+            through_file: has(SetattrValid::FH),
             kill_suidgid: has(SetattrValid::KILL_SUIDGID),
         }
     }

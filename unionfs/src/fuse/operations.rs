@@ -131,7 +131,7 @@ impl fuser::Filesystem for FuseAdapter {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            fh: handle.map(fh),
+            through_file: handle.is_some(),
             kill_suidgid: size.is_some() && self.kills_suidgid(req),
         };
         let work = |union: &Union| union.setattr(&caller(req, 0), node(ino), &change);
