@@ -50,13 +50,17 @@ With the lowers, what leads to them is checked too. Exit status: 0 clean, 1 all 
 
 const MERGE_USAGE: &str = "\
 usage: unionfs merge -o lowerdir=A:B[,upperdir=U,workdir=W] [--onto C:D] --into NEW
+       unionfs merge -o lowerdir=A:B[,upperdir=U,workdir=W] [--onto C:D] --replace B
 
-Writes what the union of the layers shows into the new directory NEW. To be used above other layers, name those with
---onto: NEW then holds what differs from them, with whiteouts. The upper must not be mounted. The layers stay as they are.
+Writes what the union of the layers shows into the new directory NEW, or puts it in the place of one of the layers. To be
+used above other layers, name those with --onto: it then holds what differs from them, with whiteouts. The upper must
+not be mounted. With --into the layers stay as they are.
 
   -o OPTION[,OPTION...]  options of the mount
   --onto C[:D...]        layers below the result, topmost first
   --into NEW             the directory to make; it appears when it is complete
+  --replace B            the layer to replace, in one step; what it was stays as B.old, and the upper is emptied. Prints the
+                         options to mount with from then on. If it is interrupted, give the same command again
 ";
 
 /// What was typed after the name of a command.
@@ -68,6 +72,7 @@ struct Typed {
     output: Option<OsString>,
     onto: Option<OsString>,
     into: Option<OsString>,
+    replace: Option<OsString>,
     repair: bool,
     help: bool,
 }
@@ -90,6 +95,7 @@ impl Typed {
                 b"-O" | b"--output" => typed.output = Some(value()?),
                 b"--onto" => typed.onto = Some(value()?),
                 b"--into" => typed.into = Some(value()?),
+                b"--replace" => typed.replace = Some(value()?),
                 b"--repair" => typed.repair = true,
                 b"-h" | b"--help" => typed.help = true,
                 b"--" => typed.words.extend(rest.by_ref().cloned()),
@@ -277,7 +283,9 @@ pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     }
     let options = typed.mount_options()?;
     need("lowerdir", !options.lowerdir.is_empty())?;
-    let into = typed.into.ok_or_else(|| format!("--into is needed (see {NAME} merge --help)"))?;
+    if typed.into.is_some() == typed.replace.is_some() {
+        return Err(format!("--into is needed, or --replace (see {NAME} merge --help)").into());
+    }
     // The same text as that of lowerdir, with the same escapes.
     let below = match typed.onto {
         Some(list) => {
@@ -288,8 +296,19 @@ pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     prepare();
-    for note in merge::merge(&options, &below, Path::new(&into))? {
-        complain(&note);
-    }
-    Ok(ExitCode::SUCCESS)
+    let (notes, said) = match (typed.into, typed.replace) {
+        (Some(into), _) => (merge::merge(&options, &below, Path::new(&into))?, String::new()),
+        (None, layer) => {
+            let layer = PathBuf::from(layer.unwrap_or_default());
+            let merge::Replaced { notes, old, options, finished_earlier } =
+                merge::replace(&options, &below, &layer)?;
+            if finished_earlier {
+                complain(&"an earlier merge was interrupted after its step and is now finished");
+            }
+            complain(&format!("the layer before is \"{}\"", old.as_os_str().as_bytes().escape_ascii()));
+            (notes, format!("{options}\n"))
+        }
+    };
+    notes.iter().for_each(|note| complain(note));
+    print(said.as_bytes())
 }

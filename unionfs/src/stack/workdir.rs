@@ -18,9 +18,11 @@ use crate::sys;
 /// Name of the directory of temporary objects inside the workdir, as in kernel overlayfs.
 const WORK: &[u8] = b"work";
 /// The directory of marks that forbid mounting, in `work`: a directory for each feature, as in kernel overlayfs.
-const INCOMPAT: &[u8] = b"incompat";
+pub(crate) const INCOMPAT: &[u8] = b"incompat";
 /// The feature of mounts that sync nothing, and what stands in its directory.
-const VOLATILE: &[u8] = b"volatile";
+pub(crate) const VOLATILE: &[u8] = b"volatile";
+/// The feature of uppers that were merged into a lower and are not yet emptied.
+pub(crate) const MERGE: &[u8] = b"merge";
 const DIRTY: &[u8] = b"dirty";
 /// How long a lock that another process holds is waited for: a lazily detached mount may still be ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -205,13 +207,18 @@ fn refuse_incompatible(work: BorrowedFd<'_>) -> Result<()> {
         Ok(false)
     })?;
     let Some(feature) = feature else { return Ok(()) };
+    if feature == MERGE {
+        return Err(Error::new(Errno::INVAL).during("mount in the middle of", "unionfs merge").hint(
+            "upperdir was about to be emptied, its contents may be in a lower already: give that command again",
+        ));
+    }
     Err(Error::new(Errno::INVAL).during("mount after an unclean end of a mount with", feature).hint(
         "files in upperdir may be torn: make upperdir and workdir anew, or trust them and remove work/incompat in workdir",
     ))
 }
 
 /// Tries to lock the workdir; returns whether another process kept it for too long.
-fn lock(fd: BorrowedFd<'_>) -> bool {
+pub(crate) fn lock(fd: BorrowedFd<'_>) -> bool {
     let start = Instant::now();
     loop {
         match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {

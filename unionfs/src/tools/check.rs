@@ -7,13 +7,13 @@
 mod links;
 mod sidecar;
 mod upper;
-mod work;
+pub(crate) mod work;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
@@ -22,6 +22,7 @@ use crate::stack::LayerStack;
 use crate::stack::attributes::Attributes;
 use crate::stack::probe;
 use crate::stack::sidecar::Sidecar;
+use crate::stack::workdir;
 use crate::sys;
 
 /// What is done about faults.
@@ -207,8 +208,7 @@ fn refuse_live(upper: &Path, work: &Path, work_fd: &OwnedFd) -> Result<()> {
         let shown = upper.as_os_str().as_encoded_bytes();
         Err(Error::new(Errno::BUSY).during("work on the upper", shown).hint(hint))
     };
-    // On a file system without locks there is nothing to be known.
-    if rustix::fs::flock(work_fd, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+    if workdir::lock(work_fd.as_fd()) {
         return busy("a mount uses its workdir: unmount it first");
     }
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();

@@ -4,6 +4,8 @@
 //! differ in, with whiteouts where those below have a name that is gone. Redirects and files without data are resolved. It
 //! is built beside its place and appears by one rename. Data shares blocks with the layers where the file system can.
 
+mod replace;
+
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,7 @@ use crate::tools::attributes::{Attributes, Owners};
 use crate::tools::check;
 use crate::tools::diff::{Comparison, Entry};
 use crate::tools::view::{Object, View};
+pub use replace::{Replaced, replace};
 
 /// Writes the union of the layers of `options`, as a layer above those of `onto`, into the new directory `into`.
 /// Returns what could not be kept, a line each.

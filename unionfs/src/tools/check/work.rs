@@ -7,13 +7,8 @@ use rustix::fs::{AtFlags, OFlags};
 use super::Report;
 use crate::error::{Errno, Error, Result};
 use crate::stack::attributes::Attributes;
-use crate::stack::workdir::{remove_all, remove_all_with};
+use crate::stack::workdir::{INCOMPAT, MERGE, VOLATILE, remove_all, remove_all_with};
 use crate::sys;
-
-/// Where kernel overlayfs keeps marks that other mounts must understand.
-const INCOMPAT: &[u8] = b"incompat";
-/// The mark of a mount whose data was never synced.
-const VOLATILE: &[u8] = b"volatile";
 
 /// Checks the directory of temporary objects.
 pub(super) fn check(report: &mut Report, work: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
@@ -54,6 +49,9 @@ fn check_volatile(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
                     Err(errno) => Err(errno.into()),
                 }
             });
+        } else if name == MERGE {
+            let path = [b"work/work/", INCOMPAT, b"/", MERGE].concat();
+            report.leave(&path, "a merge into a lower was interrupted: give the same command again");
         } else {
             let path = [b"work/work/", INCOMPAT, b"/", name.as_slice()].concat();
             report.leave(&path, "a mark of another version, which is not known here");
@@ -63,7 +61,7 @@ fn check_volatile(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Returns the names in a directory, sorted.
-pub(super) fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     sys::dirents::for_each_name(dir, |entry| {
         names.push(entry.name.to_vec());
