@@ -10,6 +10,7 @@ mod buffers;
 mod dev;
 mod disk;
 mod placement;
+mod processors;
 mod quota;
 mod running;
 mod sys;

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use super::processors::Processors;
 use super::quota;
 use super::running::Running;
 use super::sys;
@@ -54,9 +55,14 @@ pub(super) struct Awake(Arc<Vigil>);
 /// What those who answer requests share with the threads.
 #[derive(Debug)]
 pub(super) struct Vigil {
+    /// How many processors there are for all.
     processors: usize,
+    /// Where the threads may run.
+    places: Processors,
+    /// How many threads there shall be.
+    wanted: usize,
     began: Instant,
-    /// The threads. Empty: nobody is to be woken.
+    /// The threads, started when they are first needed: many mounts never see a burst of requests.
     threads: OnceLock<Vec<Thread>>,
     /// They have been woken and not gone to sleep again.
     up: AtomicBool,
@@ -71,14 +77,11 @@ pub(super) struct Vigil {
 }
 
 impl Awake {
-    /// Starts the threads, asleep. There are none if none are `wanted`, for a single processor, and for too many.
+    /// Makes ready for threads. There will be none if none are `wanted`, for a single processor, and for too many.
     pub(super) fn new(wanted: bool) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let vigil = Arc::new(Vigil::new(processors));
-        let threads = if wanted && (2..=MAX_THREADS).contains(&processors) { processors } else { 0 };
-        let threads = (0..threads).filter_map(|_| start(&vigil)).collect();
-        vigil.threads.get_or_init(|| threads);
-        Self(vigil)
+        let places = Processors::of_this_thread();
+        let threads = if wanted && (2..=MAX_THREADS).contains(&places.count()) { places.count() } else { 0 };
+        Self(Arc::new(Vigil::new(places, threads)))
     }
 
     /// Returns what is to be told of each request.
@@ -109,10 +112,11 @@ impl Drop for Awake {
 }
 
 impl Vigil {
-    /// A vigil without threads.
-    fn new(processors: usize) -> Self {
+    fn new(places: Processors, wanted: usize) -> Self {
         Self {
-            processors,
+            processors: places.count(),
+            places,
+            wanted,
             began: Instant::now(),
             threads: OnceLock::new(),
             up: AtomicBool::new(false),
@@ -125,7 +129,7 @@ impl Vigil {
     }
 
     /// Learns that a request was answered. That costs next to nothing, and only a burst wakes the threads.
-    pub(super) fn served(&self) {
+    pub(super) fn served(self: &Arc<Self>) {
         let served = self.served.fetch_add(1, Ordering::Relaxed);
         if served.is_multiple_of(BURST) && !self.up.load(Ordering::Relaxed) {
             self.burst_ended(self.now());
@@ -133,7 +137,7 @@ impl Vigil {
     }
 
     /// A burst ended `now`: wakes the threads if it was a quick one and a processor is idle.
-    fn burst_ended(&self, now: u64) {
+    fn burst_ended(self: &Arc<Self>, now: u64) {
         let began = self.burst_began.swap(now, Ordering::Relaxed);
         if now - began.min(now) > nanos(BURST_TIME) || now < self.rest_until.load(Ordering::Relaxed) {
             return;
@@ -142,6 +146,7 @@ impl Vigil {
             return;
         }
         self.up.store(true, Ordering::Release);
+        self.threads.get_or_init(|| (0..self.wanted).filter_map(|_| start(self)).collect());
         self.wake();
     }
 
@@ -167,6 +172,7 @@ impl Vigil {
 
     /// The life of a thread that keeps a processor awake.
     fn keep(&self) {
+        self.places.use_all();
         if let Err(errno) = sys::run_when_idle() {
             tracing::debug!("no processor is kept awake: {errno}");
             return;
@@ -249,17 +255,24 @@ impl Limit {
 mod tests {
     use super::*;
 
+    /// A vigil without threads that never finds too many others running.
+    fn calm() -> Arc<Vigil> {
+        let mut vigil = Vigil::new(Processors::of_this_thread(), 0);
+        vigil.processors = usize::MAX;
+        Arc::new(vigil)
+    }
+
     #[test]
     fn only_a_quick_burst_wakes_and_not_while_others_need_the_processors() {
-        let mut vigil = Vigil::new(usize::MAX);
+        let mut vigil = calm();
         let ms = |ms| nanos(Duration::from_millis(ms));
         let is_up = |vigil: &Vigil| vigil.up.load(Ordering::Relaxed);
         vigil.burst_ended(ms(1000));
         assert!(!is_up(&vigil), "16 requests in a second");
-        vigil.processors = 0;
+        Arc::get_mut(&mut vigil).unwrap().processors = 0;
         vigil.burst_ended(ms(1001));
         assert!(!is_up(&vigil), "more run than there are processors: this thread");
-        vigil.processors = usize::MAX;
+        Arc::get_mut(&mut vigil).unwrap().processors = usize::MAX;
         vigil.rest_until.store(ms(1200), Ordering::Relaxed);
         vigil.burst_ended(ms(1002));
         assert!(!is_up(&vigil), "within the rest");
@@ -270,7 +283,7 @@ mod tests {
 
     #[test]
     fn spinning_ends_when_nobody_asks_and_with_the_mount() {
-        let vigil = Vigil::new(usize::MAX);
+        let vigil = calm();
         vigil.up.store(true, Ordering::Relaxed);
         vigil.spin();
         vigil.ended.store(true, Ordering::Relaxed);
@@ -279,8 +292,11 @@ mod tests {
 
     #[test]
     fn threads_end_with_what_they_belong_to() {
-        let awake = Awake::new(true);
-        let vigil = awake.vigil();
+        let mut vigil = calm();
+        Arc::get_mut(&mut vigil).unwrap().wanted = 2;
+        let awake = Awake(Arc::clone(&vigil));
+        vigil.burst_ended(1);
+        assert_eq!(vigil.threads.get().map(Vec::len), Some(2));
         drop(awake);
         let deadline = Instant::now() + Duration::from_secs(20);
         while Arc::strong_count(&vigil) > 1 {

@@ -5,13 +5,15 @@
 //! one thread answers them, it gives the lead away first. A follower is a thread that waits for the lead.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{Scope, available_parallelism};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use super::awake::Vigil;
 use super::buffers::Buffers;
 use super::placement::Placement;
+use super::processors::Processors;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::{Handler, Outcome};
 use crate::fuse::wire::{self, Header, Request, WireError};
@@ -40,11 +42,10 @@ const MAX_THREADS: usize = 32;
 /// # Errors
 ///
 /// The connection broke otherwise than by its end.
-pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Vigil, buffers: Buffers) -> Result<()> {
-    let processors = available_parallelism().map_or(1, std::num::NonZero::get);
+pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Arc<Vigil>, buffers: Buffers) -> Result<()> {
     let team = Team {
         device,
-        processors,
+        processors: Processors::of_this_thread(),
         handler,
         vigil,
         lead: Mutex::new(Pace::default()),
@@ -61,10 +62,10 @@ pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Vigil, buffers:
 struct Team<'env> {
     /// Reading it sleeps until there is a request.
     device: &'env OwnedFd,
-    processors: usize,
+    processors: Processors,
     handler: &'env Handler,
     /// Told of each request.
-    vigil: &'env Vigil,
+    vigil: &'env Arc<Vigil>,
     /// Held by the leader.
     lead: Mutex<Pace>,
     /// Threads that wait for the lead.
@@ -221,7 +222,7 @@ impl<'env> Team<'env> {
     /// processors.
     fn has_room(&self) -> bool {
         let waiting = self.followers.load(Ordering::Relaxed);
-        self.threads.load(Ordering::Relaxed).saturating_sub(waiting) < self.processors / 2
+        self.threads.load(Ordering::Relaxed).saturating_sub(waiting) < self.processors.count() / 2
     }
 
     /// Makes sure that somebody takes the lead that was just given away.
@@ -236,7 +237,11 @@ impl<'env> Team<'env> {
         if self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             return;
         }
-        let life = || self.work(scope, Buffers::new(self.handler.config().max_write));
+        let life = || {
+            // The thread that starts this one may be bound to the processor of its client.
+            self.processors.use_all();
+            self.work(scope, Buffers::new(self.handler.config().max_write));
+        };
         let started = std::thread::Builder::new().name("fuse".to_owned()).spawn_scoped(scope, life);
         if let Err(error) = started {
             // Those that are there go on.

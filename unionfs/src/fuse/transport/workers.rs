@@ -6,14 +6,17 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::processors::Processors;
+
 /// Threads at most: so many operations can wait for disks at the same time.
 const MAX_THREADS: usize = 32;
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A pool that starts threads when they are needed.
-#[derive(Default)]
 pub(super) struct Workers {
+    /// Where they run: not only where the thread does that hands a job over.
+    places: Processors,
     state: Mutex<State>,
     ready: Condvar,
 }
@@ -30,6 +33,12 @@ impl std::fmt::Debug for Workers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let state = self.state.lock();
         f.debug_struct("Workers").field("jobs", &state.jobs.len()).field("idle", &state.idle).finish()
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self { places: Processors::of_this_thread(), state: Mutex::default(), ready: Condvar::new() }
     }
 }
 
@@ -61,6 +70,7 @@ impl Workers {
     }
 
     fn work(&self) {
+        self.places.use_all();
         let mut state = self.state.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {

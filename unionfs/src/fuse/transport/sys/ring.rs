@@ -157,26 +157,30 @@ impl Entry {
     }
 }
 
-/// The memory of all entries: for each two iovecs and a header in one page, and a payload.
+/// The memory of all entries: for each two iovecs and a header, all of them close together, then the payloads.
 #[derive(Debug)]
 struct Memory {
     mapping: Mapping,
     depth: u32,
     payload_len: usize,
-    stride: usize,
+    /// Where the payloads begin.
+    payloads_at: usize,
 }
 
 const PAGE: usize = 4096;
-/// The header buffer's place in the first page of an entry; the two iovecs are before it.
+/// The header buffer's place in the head of an entry; the two iovecs are before it.
 const HEADER_AT: usize = 64;
+/// What an entry has beside its payload, in whole cache lines.
+const HEAD_LEN: usize = (HEADER_AT + HEADER_LEN).next_multiple_of(128);
 
 impl Memory {
     fn new(depth: u32, payload_len: usize) -> Result<Self, Errno> {
         let payload_len = payload_len.next_multiple_of(PAGE);
-        let stride = payload_len.checked_add(PAGE).ok_or(Errno::NOMEM)?;
         let depth_len = usize::try_from(depth).map_err(|_| Errno::NOMEM)?;
-        let mapping = Mapping::new(stride.checked_mul(depth_len).ok_or(Errno::NOMEM)?)?;
-        let memory = Self { mapping, depth, payload_len, stride };
+        let payloads_at = depth_len.checked_mul(HEAD_LEN).ok_or(Errno::NOMEM)?.next_multiple_of(PAGE);
+        let payloads = payload_len.checked_mul(depth_len).ok_or(Errno::NOMEM)?;
+        let mapping = Mapping::new(payloads.checked_add(payloads_at).ok_or(Errno::NOMEM)?)?;
+        let memory = Self { mapping, depth, payload_len, payloads_at };
         for index in 0..depth {
             let (header, payload) = memory.places(index);
             let iovecs = [
@@ -185,22 +189,27 @@ impl Memory {
             ];
             let place = memory.iovecs(index).cast::<[libc::iovec; 2]>();
             // JUSTIFICATION: the kernel reads the iovecs when the entry is registered.
-            // SAFETY: the page is mapped, aligned, and nobody else knows it yet.
+            // SAFETY: the place is mapped, aligned, and nobody else knows it yet.
             unsafe { place.write(iovecs) };
         }
         Ok(memory)
     }
 
     fn iovecs(&self, index: u32) -> *mut u8 {
-        let offset = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(self.stride);
-        // Indexes are below the depth that the mapping was made for.
-        self.mapping.at(offset, self.stride).map_or(std::ptr::null_mut(), NonNull::as_ptr)
+        self.place(0, index, HEAD_LEN)
     }
 
     /// The addresses of header and payload.
     fn places(&self, index: u32) -> (*mut u8, *mut u8) {
-        let page = self.iovecs(index);
-        (page.wrapping_add(HEADER_AT), page.wrapping_add(PAGE))
+        let payload = self.place(self.payloads_at, index, self.payload_len);
+        (self.iovecs(index).wrapping_add(HEADER_AT), payload)
+    }
+
+    /// The address of part `index` of those with `len` bytes each that begin at `start`.
+    fn place(&self, start: usize, index: u32, len: usize) -> *mut u8 {
+        let offset = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(len).saturating_add(start);
+        // Indexes are below the depth that the mapping was made for.
+        self.mapping.at(offset, len).map_or(std::ptr::null_mut(), NonNull::as_ptr)
     }
 }
 
