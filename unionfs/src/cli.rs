@@ -9,6 +9,7 @@
 
 mod catalog;
 mod ctl;
+mod log;
 mod tools;
 
 use std::ffi::OsString;
@@ -18,8 +19,6 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-
-use tracing::level_filters::LevelFilter;
 
 use crate::fuse::auto_unmount::Watched;
 use crate::fuse::daemon::{self, Inherited, Leaver, Side};
@@ -199,6 +198,7 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     warnings.extend(options.validate()?);
     warn_about(&warnings);
     prepare_process();
+    daemon::share_heaps();
     let mountpoint = PathBuf::from(mountpoint);
     if typed.foreground || options.debug {
         return serve(&mountpoint, options, None, Leaver::default());
@@ -216,7 +216,7 @@ fn serve(
     inherited: Option<Inherited>,
     leaver: Leaver,
 ) -> Result<ExitCode, Failure> {
-    start_log(options.debug);
+    log::start(options.debug);
     let place = Place::of(mountpoint)?;
     place.hide_from_layers(&mut options);
     let mut watched = place.watch(&options)?;
@@ -315,14 +315,6 @@ fn prepare_process() {
     }
     if !rustix::fs::statfs("/proc").is_ok_and(|stat| stat.f_type == rustix::fs::PROC_SUPER_MAGIC) {
         complain(&"/proc is not usable, some operations will fail (hint: mount -t proc proc /proc)");
-    }
-}
-
-fn start_log(debug: bool) {
-    let level = if debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false);
-    if let Err(error) = log.without_time().with_target(false).try_init() {
-        complain(&format!("cannot log: {error}"));
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{Failure, NAME, complain, prepare_process, print, start_log, warn_about};
+use super::{Failure, NAME, complain, prepare_process, print, warn_about};
 use crate::options::MountOptions;
 use crate::tools::apply::{ApplyOptions, Devices, Format, Owners};
 use crate::tools::check::{self, Faults};
@@ -140,7 +140,7 @@ fn need(option: &str, given: bool) -> Result<(), Failure> {
 
 fn prepare() {
     prepare_process();
-    start_log(false);
+    super::log::start(false);
 }
 
 /// `unionfs diff`.
