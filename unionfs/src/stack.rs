@@ -109,8 +109,8 @@ impl LayerStack {
         }
         let upper = open_upper(options, &lowers, &mut notices)?.map(Arc::new);
         hide_paths(&mut lowers, &options.hidden)?;
-        if upper.is_some() {
-            let inside = check_overlap(options, &lowers, &mut notices)?;
+        if let Some(upper) = &upper {
+            let inside = check_overlap(upper.real_paths(options), &lowers, &mut notices)?;
             hide_paths(&mut lowers, &inside)?;
         }
         let namespace = match &upper {
@@ -422,12 +422,10 @@ fn absolute(path: &Path) -> PathBuf {
 /// Refuses layers that would change under the union's own feet: a lower inside the upper or workdir, upper and
 /// workdir inside each other. Returns upper and workdir if they lie inside a lower: there they are not shown.
 fn check_overlap(
-    options: &MountOptions,
+    (upper, work): (PathBuf, PathBuf),
     lowers: &[LowerLayer],
     notices: &mut Vec<String>,
 ) -> Result<Vec<PathBuf>> {
-    let (Some(upper), Some(work)) = (&options.upperdir, &options.workdir) else { return Ok(Vec::new()) };
-    let (upper, work) = (absolute(upper), absolute(work));
     let bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
     if upper.starts_with(&work) || work.starts_with(&upper) {
         return Err(Error::new(Errno::INVAL)

@@ -14,7 +14,10 @@ pub(crate) mod verity;
 pub(crate) mod write_back;
 pub(crate) mod xattr;
 
+use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps};
 
@@ -109,6 +112,16 @@ pub(crate) fn truncate_by_path(fd: BorrowedFd<'_>, size: u64) -> Result<(), Errn
     let size = i64::try_from(size).map_err(|_| Errno::FBIG)?;
     let set = || nix::unistd::truncate(proc_path(fd).as_str(), size);
     retry(|| set().map_err(|errno| Errno::from_raw_os_error(errno as i32)))
+}
+
+/// Returns the absolute path, without symbolic links, of an open directory that was found at `given`.
+pub(crate) fn real_path(dir: BorrowedFd<'_>, given: &Path) -> PathBuf {
+    let shown = rustix::fs::readlink(proc_path(dir), Vec::new());
+    let shown = shown.map(|path| PathBuf::from(OsString::from_vec(path.into_bytes())));
+    match shown {
+        Ok(path) if path.is_absolute() => path,
+        _ => std::fs::canonicalize(given).unwrap_or_else(|_| given.to_path_buf()),
+    }
 }
 
 /// Returns the text of a file of /proc or /sys that says one thing, so that one call reads all of it.

@@ -48,7 +48,7 @@ impl Union {
     /// What is wrong with which layer. Nothing is left behind.
     pub fn open(options: &MountOptions) -> Result<Self> {
         let (tree, notices) = Tree::open(options)?;
-        let options = Mutex::new(live::with_absolute_paths(options, &tree.stack.lowers));
+        let options = Mutex::new(live::with_absolute_paths(options, &tree.stack));
         Ok(Self { tree: Gate::new(tree), options, notices })
     }
 

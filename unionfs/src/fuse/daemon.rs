@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
-use super::control::{Control, Live, mount_at};
+use super::control::{Control, Live, MountId, mount_at};
 use super::handler::Primer;
 use super::mount::{Busy, unmount};
 use super::session::Server;
@@ -60,6 +60,11 @@ pub enum Side {
     Parent(Waiter),
     /// The one that stays.
     Daemon(Leaver),
+}
+
+/// Prepares the memory of this process for many threads. To be called before any starts.
+pub fn share_heaps() {
+    sys::share_heaps();
 }
 
 /// Divides the process into one that waits and one that stays.
@@ -208,9 +213,9 @@ pub fn run(
     result
 }
 
-/// Makes the control socket of the mount on `target`. Without it the mount works all the same.
-fn listen(target: &Path, runtime: Option<&Path>) -> Option<Control> {
-    match mount_at(target).and_then(|mount| Control::listen(mount, runtime)) {
+/// Makes the control socket of a mount. Without it the mount works all the same.
+fn listen(mount: MountId, runtime: Option<&Path>) -> Option<Control> {
+    match Control::listen(mount, runtime) {
         Ok(control) => {
             tracing::info!("control: {}", control.path().display());
             Some(control)
@@ -237,10 +242,7 @@ type Asked = JoinHandle<std::result::Result<(), Errno>>;
 fn ask(target: PathBuf, primer: Option<Arc<Primer>>) -> Result<Asked> {
     let work = move || {
         sys::let_go_of_descriptors();
-        let device = rustix::fs::stat(&target)?.st_dev;
-        if let Err(error) = read_ahead::raise(device) {
-            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
-        }
+        rustix::fs::stat(&target)?;
         if let Some(Err(error)) = primer.map(|primer| primer.prime(&target)) {
             tracing::debug!("the first opening is left to others: {error}");
         }
@@ -260,14 +262,27 @@ impl Watched {
     /// Makes a request and waits for its answer, then lets the caller go. Commands are listened for by then.
     fn report_usable(&self, leaver: Leaver) {
         let asker = self.target.clone().map(|target| ask(target, self.primer.clone())).transpose();
-        if let Some(control) = self.target.as_deref().and_then(|at| listen(at, self.runtime.as_deref())) {
-            self.control.get_or_init(|| control);
-        }
+        self.prepare();
         let left = asker.and_then(|asker| asker.map_or(Ok(()), answered)).and_then(|()| leaver.leave());
         if let Err(error) = left {
             tracing::error!("{error}");
             self.stop();
             std::process::exit(1);
+        }
+    }
+
+    /// Does what no request is needed for, while the first ones are answered.
+    fn prepare(&self) {
+        let Some(target) = &self.target else { return };
+        let mount = match mount_at(target) {
+            Ok(mount) => mount,
+            Err(error) => return tracing::info!("control: none: {error}"),
+        };
+        if let Err(error) = read_ahead::raise(mount) {
+            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
+        }
+        if let Some(control) = listen(mount, self.runtime.as_deref()) {
+            self.control.get_or_init(|| control);
         }
     }
 

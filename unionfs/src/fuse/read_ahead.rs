@@ -3,24 +3,26 @@
 //! The kernel starts with 128 KiB, and the first exchange can only lower it. Larger requests read a file that is not
 //! cached nearly twice as fast; root may ask for them afterwards.
 
+use super::control::MountId;
 use crate::error::{Errno, Error, Result};
+use crate::sys;
 
 /// As large as the largest request.
-const KIBIBYTES: &[u8] = b"1024";
+const KIBIBYTES: u64 = 1024;
 
-/// Raises the read-ahead of the mount with this device number, if this process may.
+/// Raises the read-ahead of a mount, if this process may.
 ///
 /// # Errors
 ///
 /// What open(2) and write(2) of the setting in /sys answer: EACCES for who is not root.
-pub fn raise(device: u64) -> Result<()> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    let now = std::fs::read(&setting).map_err(|error| Error::from(error).during("read", &setting))?;
-    let kibibytes = std::str::from_utf8(&now).ok().and_then(|text| text.trim().parse::<u64>().ok());
+pub fn raise(mount: MountId) -> Result<()> {
+    let setting = format!("/sys/class/bdi/{mount}/read_ahead_kb");
+    let now = sys::read_setting(&setting).map_err(|errno| Error::new(errno).during("read", &setting))?;
+    let now: u64 = now.trim().parse().map_err(|_| Error::new(Errno::INVAL).during("understand", &setting))?;
     // Someone may have raised it further.
-    if kibibytes.ok_or(Error::new(Errno::INVAL).during("understand", &setting))? < 1024 {
-        std::fs::write(&setting, KIBIBYTES).map_err(|error| Error::from(error).during("write", &setting))?;
+    if now < KIBIBYTES {
+        std::fs::write(&setting, KIBIBYTES.to_string())
+            .map_err(|error| Error::from(error).during("write", &setting))?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::unfinished::Writer;
+use crate::options::MountOptions;
 use crate::stack::lease::{self, Lease};
 use crate::stack::owners::Owners;
 use crate::stack::probe::Features;
@@ -104,6 +105,13 @@ impl UpperLayer {
     /// Returns the root directory.
     pub(crate) fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Returns where upper and workdir are, which `options` name: absolute and without symbolic links.
+    pub(crate) fn real_paths(&self, options: &MountOptions) -> (PathBuf, PathBuf) {
+        let named =
+            |path: &Option<PathBuf>, dir| sys::real_path(dir, path.as_deref().unwrap_or(Path::new("")));
+        (named(&options.upperdir, self.root_fd()), named(&options.workdir, self.workdir.base_fd()))
     }
 
     /// Returns the device and inode number of the root.

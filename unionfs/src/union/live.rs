@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::options::MountOptions;
 use crate::reload::{self, Outdated};
 use crate::rotate;
-use crate::stack::lower::LowerLayer;
+use crate::stack::LayerStack;
 
 impl Union {
     /// Returns when everything that was changed is on the disk.
@@ -48,7 +48,7 @@ impl Union {
             Err(error) => (None, Err(error)),
         })?;
         let tree = self.tree.enter();
-        *options = with_absolute_paths(&next, &tree.stack.lowers);
+        *options = with_absolute_paths(&next, &tree.stack);
         add(&tree.counts.rotations, 1);
         Ok(())
     }
@@ -97,17 +97,26 @@ impl Union {
     }
 }
 
-/// Returns options that mean the same when the current directory is another. `layers` are those that they name, below a
-/// read-only upper.
-pub(super) fn with_absolute_paths(options: &MountOptions, layers: &[LowerLayer]) -> MountOptions {
+/// Returns options that mean the same when the current directory is another. `stack` is of the layers that they name.
+pub(super) fn with_absolute_paths(options: &MountOptions, stack: &LayerStack) -> MountOptions {
     let mut options = options.clone();
-    let paths = [&mut options.upperdir, &mut options.workdir].into_iter().flatten();
-    for path in paths.chain(&mut options.hidden) {
+    let (upper, work) = match &stack.upper {
+        Some(layer) => {
+            let (upper, work) = layer.real_paths(&options);
+            (options.upperdir, options.workdir) = (Some(upper), Some(work));
+            (None, None)
+        }
+        // Of a read-only mount.
+        None => (options.upperdir.as_mut(), options.workdir.as_mut()),
+    };
+    for path in upper.into_iter().chain(work).chain(&mut options.hidden) {
         if let Ok(absolute) = std::fs::canonicalize(&*path) {
             *path = absolute;
         }
     }
     let named = options.lowerdir.len() + options.datadir.len();
+    let layers = &stack.lowers;
+    // A read-only upper is above them.
     let layers = layers.iter().skip(layers.len().saturating_sub(named));
     for (path, layer) in options.lowerdir.iter_mut().chain(&mut options.datadir).zip(layers) {
         path.clone_from(&layer.real);

@@ -1,8 +1,6 @@
 //! How lower layers are opened: what is found out about each root, and about each file system once.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,7 +66,7 @@ impl<'a> Opener<'a> {
         mount_ids: Option<Arc<MountIds>>,
     ) -> Result<LowerLayer> {
         let (root_stat, mount) = sys::stat::stat_with_mount(plain.as_fd())?;
-        let real = real_path(plain.as_fd(), &path);
+        let real = sys::real_path(plain.as_fd(), &path);
         // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
         // privilege over the mount namespace; without it, mount points are seen as empty directories.
         let clone =
@@ -131,16 +129,6 @@ impl<'a> Opener<'a> {
         let found = FileSystem { uuid, handles_last, handles_have_numbers, has_verity };
         self.file_systems.push((stat.dev, found));
         found
-    }
-}
-
-/// Returns the absolute path, without symbolic links, of an open directory that was found at `given`.
-fn real_path(dir: BorrowedFd<'_>, given: &Path) -> PathBuf {
-    let shown = rustix::fs::readlink(sys::proc_path(dir), Vec::new());
-    let shown = shown.map(|path| PathBuf::from(OsString::from_vec(path.into_bytes())));
-    match shown {
-        Ok(path) if path.is_absolute() => path,
-        _ => std::fs::canonicalize(given).unwrap_or_else(|_| given.to_path_buf()),
     }
 }
 
