@@ -17,8 +17,10 @@ use crate::Fixture;
 const SIZE: usize = 65_536;
 const PAGE: usize = 4096;
 
-fn fixture(writeback: bool) -> Fixture {
-    let extra = if writeback { ",writeback=1" } else { ",writeback=0" };
+/// Who keeps what was written: the kernel for a while, nobody, the file that the kernel was handed.
+const WAYS: [&str; 3] = [",writeback=1", ",writeback=0", ",data=passthrough"];
+
+fn fixture(extra: &str) -> Fixture {
     Fixture::new(&LayerTree::new().file("big", vec![b'A'; SIZE]).dir("d"), extra)
 }
 
@@ -69,8 +71,8 @@ fn check_both_read_b(fixture: &Fixture, name: &str, old: &File, new: &File) {
 #[test]
 fn a_read_only_handle_from_before_the_copy_up_reads_new_data() {
     require!(Fuse, Union);
-    for writeback in [true, false] {
-        let fixture = fixture(writeback);
+    for extra in WAYS {
+        let fixture = fixture(extra);
         let old = File::open(fixture.at("big")).unwrap();
         let new = open_both(&fixture.at("big"));
         write_b(&new);
@@ -83,8 +85,8 @@ fn a_read_only_handle_from_before_the_copy_up_reads_new_data() {
 #[test]
 fn a_handle_that_has_read_before_the_copy_up_reads_new_data() {
     require!(Fuse, Union);
-    for writeback in [true, false] {
-        let fixture = fixture(writeback);
+    for extra in WAYS {
+        let fixture = fixture(extra);
         let old = File::open(fixture.at("big")).unwrap();
         assert_eq!(runs(&page(&old, 0)), runs(&[b'A'; PAGE]));
         let new = open_both(&fixture.at("big"));
@@ -98,7 +100,7 @@ fn a_handle_that_has_read_before_the_copy_up_reads_new_data() {
 #[test]
 fn a_mapping_from_before_the_copy_up_shows_new_data() {
     require!(Fuse, Union);
-    let fixture = fixture(true);
+    let fixture = fixture(",writeback=1");
     let old = File::open(fixture.at("big")).unwrap();
     let mapping = SharedMapping::new(&old, SIZE, false).unwrap();
     let new = open_both(&fixture.at("big"));
@@ -115,7 +117,7 @@ fn a_mapping_from_before_the_copy_up_shows_new_data() {
 #[test]
 fn sendfile_from_a_handle_from_before_the_copy_up_sends_new_data() {
     require!(Fuse, Union);
-    let fixture = fixture(true);
+    let fixture = fixture(",writeback=1");
     let old = File::open(fixture.at("big")).unwrap();
     let new = open_both(&fixture.at("big"));
     write_b(&new);
@@ -134,7 +136,7 @@ fn sendfile_from_a_handle_from_before_the_copy_up_sends_new_data() {
 #[test]
 fn a_handle_of_another_process_reads_new_data() {
     require!(Fuse, Union);
-    let fixture = fixture(true);
+    let fixture = fixture(",writeback=1");
     let mut child = Command::new("sh")
         .args(["-c", "exec 3<\"$0\"; echo ready; read go; exec cat <&3"])
         .arg(fixture.at("big"))
@@ -184,7 +186,7 @@ fn a_handle_follows_every_kind_of_copy_up() {
     for (what, change) in
         [("chmod", chmod), ("rename", rename), ("link", link), ("truncate", truncate), ("xattr", xattr)]
     {
-        let fixture = fixture(true);
+        let fixture = fixture(",writeback=1");
         let old = File::open(fixture.at("big")).unwrap();
         assert_eq!(runs(&page(&old, 0)), runs(&[b'A'; PAGE]), "{what}");
         let name = change(&fixture);
@@ -200,8 +202,8 @@ fn a_handle_follows_every_kind_of_copy_up() {
 #[test]
 fn a_handle_follows_a_truncating_open() {
     require!(Fuse, Union);
-    for writeback in [true, false] {
-        let fixture = fixture(writeback);
+    for extra in WAYS {
+        let fixture = fixture(extra);
         let old = File::open(fixture.at("big")).unwrap();
         assert_eq!(runs(&page(&old, 0)), runs(&[b'A'; PAGE]));
         let new = OpenOptions::new().read(true).write(true).truncate(true).open(fixture.at("big")).unwrap();
@@ -216,8 +218,8 @@ fn a_handle_follows_a_truncating_open() {
 #[test]
 fn a_handle_of_a_removed_file_keeps_the_old_data() {
     require!(Fuse, Union);
-    for writeback in [true, false] {
-        let fixture = fixture(writeback);
+    for extra in WAYS {
+        let fixture = fixture(extra);
         let old = File::open(fixture.at("big")).unwrap();
         std::fs::remove_file(fixture.at("big")).unwrap();
         std::fs::write(fixture.at("big"), vec![b'B'; SIZE]).unwrap();
@@ -236,7 +238,7 @@ fn a_handle_of_a_removed_file_keeps_the_old_data() {
 fn readers_that_race_a_copy_up_end_with_new_data() {
     require!(Fuse, Union);
     for _ in 0..10 {
-        let fixture = fixture(true);
+        let fixture = fixture(",writeback=1");
         let path = fixture.at("big");
         std::thread::scope(|scope| {
             for _ in 0..4 {
