@@ -122,13 +122,14 @@ fn measure(
     let fixture = fixture::make(rootfs, places, &scale, &cases)?;
     let bench =
         Bench { peers, places, fixture: &fixture, scale: &scale, load: sandbox::sibling("perf-load")? };
-    bench.time(&cases, subjects, rounds, results, keep)?;
-    if !args.no_counts
-        && let Err(e) = bench.count(&cases, subjects, results)
-    {
-        println!("requests are not counted: {e}");
+    if !cases.is_empty() {
+        bench.time(&cases, subjects, rounds, results, keep)?;
+        if !args.no_counts
+            && let Err(e) = bench.count(&cases, subjects, results, keep)
+        {
+            println!("requests are not counted: {e}");
+        }
     }
-    keep(results)?;
     if mounts {
         special::mounts(&bench, subjects, rounds, results)?;
         keep(results)?;

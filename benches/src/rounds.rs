@@ -85,7 +85,13 @@ impl Bench<'_> {
     }
 
     /// Counts the FUSE requests of each case once, in a pass of its own that is not timed.
-    pub fn count(&self, cases: &[Case], subjects: &[Subject], results: &mut Results) -> Result<()> {
+    pub fn count(
+        &self,
+        cases: &[Case],
+        subjects: &[Subject],
+        results: &mut Results,
+        keep: Keep<'_>,
+    ) -> Result<()> {
         let counter = Counter::new()?;
         for case in cases {
             for subject in subjects {
@@ -102,6 +108,7 @@ impl Bench<'_> {
                     Err(e) => println!("  requests of {workload} on {name} not counted: {e}"),
                 }
             }
+            keep(results)?;
         }
         Ok(())
     }
