@@ -471,3 +471,33 @@ fn a_reload_of_many_nodes_takes_a_bounded_time() {
     assert!(took < Duration::from_secs(5) + Duration::from_micros(100) * known as u32, "{took:?}");
     assert_eq!(stats(mounted.root(), true).len(), known);
 }
+
+#[test]
+fn a_name_that_was_missing_where_the_server_may_not_list_is_told_in_no_reload() {
+    require!(Fuse, Union);
+    if is_real_root() {
+        // Who may list everything is told everything: the other tests.
+        return;
+    }
+    let scratch = scratch();
+    let layers = Layers::below(scratch.path(), 1);
+    LayerTree::new().file("d/f", "1").file("open/f", "1").build(&layers.lowers[0]);
+    let dir = layers.lowers[0].join("d");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o311)).unwrap();
+    let mounted = Mounted::new(layers.clone());
+    for name in ["d/new", "open/new"] {
+        assert!(fs::symlink_metadata(mounted.root().join(name)).is_err());
+    }
+    for name in ["d/new", "open/new"] {
+        fs::write(layers.lowers[0].join(name), "new").unwrap();
+    }
+    fs::remove_file(dir.join("f")).unwrap();
+    reload(&mounted);
+    assert!(fs::symlink_metadata(mounted.root().join("open/new")).is_ok());
+    assert!(fs::symlink_metadata(mounted.root().join("d/f")).is_err(), "a name that was known is told");
+    let seen = fs::symlink_metadata(mounted.root().join("d/new"));
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(seen.is_err(), "it need not stand in SEMANTICS.md any more");
+    reload(&mounted);
+    assert!(fs::symlink_metadata(mounted.root().join("d/new")).is_ok(), "once it may list");
+}

@@ -9,6 +9,7 @@ const TESTS: &str = "rotated";
 fn as_an_ordinary_user_through_fusermount3() {
     require!(Fuse, Union, Root, Tester);
     run_again(Role::Plain, TESTS);
+    run_again(Role::Plain, "may_not_list");
 }
 
 #[test]
