@@ -7,26 +7,50 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::gate::Apart;
 use crate::merge::Listing;
+use crate::shards::{SHARDS, Shards};
 
-/// Names kept in all listings together: about 20 MB.
-const NAMES: usize = 400_000;
-/// What a listing itself weighs, in names.
-const LISTING_WEIGHT: usize = 8;
+/// What is known of a directory without its names, in names.
+const NOTE_WEIGHT: usize = 4;
 /// Lookups below in a directory after which the names of its lowers are read: one that is only passed through costs
 /// less without.
 const LOOKUPS: u32 = 3;
 
-/// Parts of the cache, each with its lock: requests in different directories seldom meet.
-const SHARDS: usize = 16;
+/// What the listings weigh that are kept together, and how much they may.
+#[derive(Debug, Default)]
+pub(crate) struct Account(AtomicUsize);
 
-/// The cache. No two locks of it are held at once.
+impl Account {
+    /// Names at most: about 20 MB.
+    pub(crate) const NAMES: usize = 400_000;
+
+    /// Adds what was kept.
+    pub(crate) fn add(&self, weight: usize) {
+        self.0.fetch_add(weight, Ordering::Relaxed);
+    }
+
+    /// Takes off what was dropped.
+    pub(crate) fn take_off(&self, weight: usize) {
+        self.0.fetch_sub(weight, Ordering::Relaxed);
+    }
+
+    /// Returns whether something is to be dropped.
+    pub(crate) fn is_overdrawn(&self) -> bool {
+        self.weight() > Self::NAMES
+    }
+
+    /// Returns what is kept now.
+    pub(crate) fn weight(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The cache.
 #[derive(Debug)]
 pub(crate) struct DirCache {
-    shards: [Apart<Shard>; SHARDS],
-    /// In all of them.
-    names: AtomicUsize,
+    shards: Shards<Shard>,
+    /// Of all of them.
+    account: Account,
 }
 
 type Shard = Mutex<LruCache<(u64, Part), Entry>>;
@@ -61,23 +85,22 @@ pub(crate) enum LowerNames {
 impl Entry {
     fn weight(&self) -> usize {
         match self {
-            Self::Names(_, listing) => listing.len() + LISTING_WEIGHT,
-            Self::Asked(_) | Self::Large => LISTING_WEIGHT / 2,
+            Self::Names(_, listing) => listing.weight(),
+            Self::Asked(_) | Self::Large => NOTE_WEIGHT,
         }
     }
 }
 
 impl Default for DirCache {
     fn default() -> Self {
-        let shards = std::array::from_fn(|_| Apart(Mutex::new(LruCache::unbounded())));
-        Self { shards, names: AtomicUsize::new(0) }
+        Self { shards: Shards::new(|| Mutex::new(LruCache::unbounded())), account: Account::default() }
     }
 }
 
 impl DirCache {
     /// Returns the listing of a directory as it was at `version`.
     pub(crate) fn get(&self, serial: u64, version: u64) -> Option<Arc<Listing>> {
-        match self.shard(serial).lock().get(&(serial, Part::Merged))? {
+        match self.shards.of(serial).lock().get(&(serial, Part::Merged))? {
             Entry::Names(at, listing) if *at == version => Some(Arc::clone(listing)),
             _ => None,
         }
@@ -90,7 +113,7 @@ impl DirCache {
 
     /// Returns the listing of a directory's lowers, of which `top` is the topmost.
     pub(crate) fn lowers(&self, serial: u64, top: u64) -> Option<Arc<Listing>> {
-        match self.shard(serial).lock().get(&(serial, Part::Lowers))? {
+        match self.shards.of(serial).lock().get(&(serial, Part::Lowers))? {
             Entry::Names(of, listing) if *of == top => Some(Arc::clone(listing)),
             _ => None,
         }
@@ -98,7 +121,7 @@ impl DirCache {
 
     /// Counts a lookup on the lowers of a directory that has several, of which `top` is the topmost.
     pub(crate) fn ask_lowers(&self, serial: u64, top: u64) -> LowerNames {
-        match self.shard(serial).lock().get_mut(&(serial, Part::Lowers)) {
+        match self.shards.of(serial).lock().get_mut(&(serial, Part::Lowers)) {
             Some(Entry::Names(of, listing)) if *of == top => return LowerNames::Names(Arc::clone(listing)),
             Some(Entry::Names(..)) => return LowerNames::Read,
             Some(Entry::Large) => return LowerNames::Unknown,
@@ -119,23 +142,13 @@ impl DirCache {
         self.keep((serial, Part::Lowers), entry);
     }
 
-    /// Numbers of directories follow each other, so they are spread evenly.
-    fn index(serial: u64) -> usize {
-        usize::try_from(serial % SHARDS as u64).unwrap_or(0)
-    }
-
-    fn shard(&self, serial: u64) -> &Shard {
-        let [first, ..] = &self.shards;
-        &self.shards.get(Self::index(serial)).unwrap_or(first).0
-    }
-
     fn keep(&self, key: (u64, Part), entry: Entry) {
         let weight = entry.weight();
-        if weight > NAMES / 2 {
+        if weight > Account::NAMES / 2 {
             return;
         }
-        self.names.fetch_add(weight, Ordering::Relaxed);
-        let old = self.shard(key.0).lock().put(key, entry);
+        self.account.add(weight);
+        let old = self.shards.of(key.0).lock().put(key, entry);
         self.forget(old);
         self.make_room(key.0);
     }
@@ -143,11 +156,11 @@ impl DirCache {
     /// Drops listings that were not used for the longest time in their part, one part after the other. The one that was
     /// just kept, in the part of `serial`, is not the first.
     fn make_room(&self, serial: u64) {
-        let mut parts = self.shards.iter().cycle().skip(Self::index(serial) + 1);
+        let mut parts = self.shards.after(serial);
         let mut in_vain = 0;
-        while self.names.load(Ordering::Relaxed) > NAMES && in_vain < SHARDS {
+        while self.account.is_overdrawn() && in_vain < SHARDS {
             let Some(part) = parts.next() else { return };
-            let old = part.0.lock().pop_lru();
+            let old = part.lock().pop_lru();
             in_vain = if old.is_some() { 0 } else { in_vain + 1 };
             self.forget(old.map(|(_, old)| old));
         }
@@ -156,7 +169,7 @@ impl DirCache {
     /// Drops what is known of a directory whose node is gone.
     pub(crate) fn lose(&self, serial: u64) {
         for part in [Part::Merged, Part::Lowers] {
-            let old = self.shard(serial).lock().pop(&(serial, part));
+            let old = self.shards.of(serial).lock().pop(&(serial, part));
             self.forget(old);
         }
     }
@@ -164,7 +177,7 @@ impl DirCache {
     /// Takes a dropped entry off the account. Its names are given back with no lock held.
     fn forget(&self, old: Option<Entry>) {
         if let Some(old) = old {
-            self.names.fetch_sub(old.weight(), Ordering::Relaxed);
+            self.account.take_off(old.weight());
         }
     }
 }
@@ -182,16 +195,16 @@ mod tests {
         cache.put(8, 1, &listing);
         cache.lose(7);
         assert!(cache.get(7, 1).is_none() && cache.lowers(7, 3).is_none() && cache.get(8, 1).is_some());
-        assert_eq!(cache.names.load(Ordering::Relaxed), LISTING_WEIGHT);
+        assert_eq!(cache.account.weight(), listing.weight());
     }
 
     #[test]
     fn many_small_listings_are_bounded_too() {
         let cache = DirCache::default();
         let listing = Arc::new(Listing::default());
-        let most = NAMES / LISTING_WEIGHT;
+        let most = Account::NAMES / listing.weight();
         (0..2 * most as u64).for_each(|serial| cache.put(serial, 1, &listing));
-        let kept = cache.shards.iter().map(|shard| shard.0.lock().len()).sum::<usize>();
+        let kept = cache.shards.iter().map(|shard| shard.lock().len()).sum::<usize>();
         assert!(kept <= most, "{kept}");
     }
 }

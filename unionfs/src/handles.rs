@@ -7,23 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::error::{Errno, Error, Result};
-use crate::gate::Apart;
 use crate::inode::Inode;
 use crate::merge::Listing;
 use crate::request::Fh;
+use crate::shards::Shards;
 
 /// The handles of one kind.
 #[derive(Debug)]
 pub(crate) struct Handles<T> {
     next: AtomicU64,
     /// By number, which follow each other: threads that open files at the same time seldom meet.
-    shards: [Shard<T>; SHARDS],
+    shards: Shards<Mutex<HashMap<u64, Arc<T>>>>,
 }
-
-/// Maps that handles are spread over.
-const SHARDS: usize = 16;
-
-type Shard<T> = Apart<Mutex<HashMap<u64, Arc<T>>>>;
 
 /// An open file.
 #[derive(Debug)]
@@ -55,8 +50,7 @@ pub(crate) struct Snapshot {
 impl<T> Default for Handles<T> {
     fn default() -> Self {
         // 0 is what protocols send for "no handle".
-        let shards = std::array::from_fn(|_| Apart(Mutex::default()));
-        Self { next: AtomicU64::new(1), shards }
+        Self { next: AtomicU64::new(1), shards: Shards::default() }
     }
 }
 
@@ -64,7 +58,7 @@ impl<T> Handles<T> {
     /// Adds a handle.
     pub(crate) fn insert(&self, handle: T) -> Fh {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shard(number).lock().insert(number, Arc::new(handle));
+        self.shards.of(number).lock().insert(number, Arc::new(handle));
         Fh(number)
     }
 
@@ -73,22 +67,16 @@ impl<T> Handles<T> {
     /// # Errors
     /// EBADF if it is not open.
     pub(crate) fn get(&self, fh: Fh) -> Result<Arc<T>> {
-        self.shard(fh.0).lock().get(&fh.0).map(Arc::clone).ok_or(Error::new(Errno::BADF))
+        self.shards.of(fh.0).lock().get(&fh.0).map(Arc::clone).ok_or(Error::new(Errno::BADF))
     }
 
     /// Returns how many are open.
     pub(crate) fn count(&self) -> usize {
-        self.shards.iter().map(|shard| shard.0.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Takes a handle out.
     pub(crate) fn remove(&self, fh: Fh) -> Option<Arc<T>> {
-        self.shard(fh.0).lock().remove(&fh.0)
-    }
-
-    fn shard(&self, number: u64) -> &Mutex<HashMap<u64, Arc<T>>> {
-        let [first, ..] = &self.shards;
-        let index = usize::try_from(number % SHARDS as u64).unwrap_or(0);
-        &self.shards.get(index).unwrap_or(first).0
+        self.shards.of(fh.0).lock().remove(&fh.0)
     }
 }

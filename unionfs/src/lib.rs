@@ -24,7 +24,7 @@
 //! - 5 `lookup`, `parts`
 //! - 4 `stack`
 //! - 3 `options`, `ondisk`
-//! - 2 `idmap`, `sys`
+//! - 2 `idmap`, `shards`, `sys`
 //! - 1 `counts`, `gate`, `name`, `request`
 //! - 0 `error`
 
@@ -58,6 +58,7 @@ mod remove;
 mod rename;
 pub mod request;
 mod rotate;
+mod shards;
 mod stack;
 mod sys;
 pub mod tools;

@@ -51,7 +51,15 @@ pub(crate) struct ListedName<'a> {
     pub layer: ListedLayer,
 }
 
+/// What a listing itself weighs, in names.
+const OWN_WEIGHT: usize = 8;
+
 impl Listing {
+    /// Returns how much memory it takes, in names, each about 50 bytes.
+    pub(crate) fn weight(&self) -> usize {
+        self.len() + OWN_WEIGHT
+    }
+
     /// Returns how many names there are.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()

@@ -442,15 +442,18 @@ impl Tree {
         Ok((candidate, stat, upper.flatten()))
     }
 
-    /// Takes back lookups of a node.
-    pub(crate) fn forget(&self, id: NodeId, count: u64) {
+    /// Takes back lookups of a node. Returns the directories that are gone with them.
+    pub(crate) fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
+        let mut directories = Vec::new();
         for gone in self.table.forget(id, count) {
             if gone.kind == FileKind::Directory {
                 self.listings.lose(gone.serial);
+                directories.push(gone.id);
             } else if gone.data.read().is_some() {
                 self.idle.forget(gone.serial);
             }
         }
+        directories
     }
 
     /// Returns whether the upper part of a directory may hold objects that show another inode number than their own.

@@ -97,10 +97,10 @@ impl Union {
         look_up(&tree, &tree.table.get(parent)?, name)
     }
 
-    /// Takes back `nlookup` lookups.
-    pub fn forget(&self, node: NodeId, nlookup: u64) {
+    /// Takes back `nlookup` lookups. Returns the directories that are gone with them: what is kept of these can go.
+    pub fn forget(&self, node: NodeId, nlookup: u64) -> Vec<NodeId> {
         let tree = self.tree.enter();
-        tree.forget(node, nlookup);
+        tree.forget(node, nlookup)
     }
 
     /// Returns the attributes.

@@ -468,7 +468,9 @@ impl Handler {
         if let Some(backings) = &self.backings {
             backings.forget(node);
         }
-        self.union.forget(node, nlookup);
+        for gone in self.union.forget(node, nlookup) {
+            self.snapshots.lose(gone);
+        }
     }
 }
 

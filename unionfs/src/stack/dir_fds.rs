@@ -7,10 +7,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::gate::Apart;
-
-/// Parts of the cache, each with its lock: requests in different directories seldom meet.
-const SHARDS: usize = 8;
+use crate::shards::{SHARDS, Shards};
 
 /// Which directory a cached descriptor is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,10 +19,9 @@ pub(crate) enum DirKey {
 }
 
 impl DirKey {
-    /// Numbers of either kind follow each other, so they are spread evenly.
-    fn shard(self) -> usize {
+    const fn number(self) -> u64 {
         let (Self::Lower(number) | Self::Upper(number)) = self;
-        usize::try_from(number % SHARDS as u64).unwrap_or(0)
+        number
     }
 }
 
@@ -33,18 +29,17 @@ type Shard = Mutex<LruCache<DirKey, Arc<OwnedFd>>>;
 
 /// Directory descriptors, of each part the least recently used closed first. No two locks are held at once.
 #[derive(Debug)]
-pub(crate) struct DirFds([Apart<Shard>; SHARDS]);
+pub(crate) struct DirFds(Shards<Shard>);
 
 impl DirFds {
     /// Makes a cache of at most `capacity` descriptors, but of a few at least.
     pub(crate) fn new(capacity: usize) -> Self {
         let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
-        Self(std::array::from_fn(|_| Apart(Mutex::new(LruCache::new(each)))))
+        Self(Shards::new(|| Mutex::new(LruCache::new(each))))
     }
 
     fn shard(&self, key: DirKey) -> &Shard {
-        let [first, ..] = &self.0;
-        &self.0.get(key.shard()).unwrap_or(first).0
+        self.0.of(key.number())
     }
 
     /// Returns the descriptor if it is there.
@@ -60,7 +55,7 @@ impl DirFds {
 
     /// Returns how many there are.
     pub(crate) fn count(&self) -> usize {
-        self.0.iter().map(|shard| shard.0.lock().len()).sum()
+        self.0.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Keeps the descriptor that `old` has under `new` instead.

@@ -4,24 +4,22 @@
 //! listing it belongs to: two readers of one directory, or a reader of a directory that changes, get every name that
 //! stays exactly once. A listing stays after its end was read: the kernel keeps the names with their positions, and when
 //! it drops them, to have memory, while programs read them, it goes on here in the middle. Only a listing that had to
-//! make room is made anew, and reading goes on at the same place in it.
+//! make room is made anew, and reading goes on at the same place in it. Those of a directory go with its node.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use crate::dir_cache::Account;
 use crate::error::{Errno, Result};
 use crate::handles::Snapshot;
 use crate::request::{DirEntry, Entry, NodeId};
 use crate::union::Union;
 
-/// Listings kept at least of those whose end was not read.
+/// Listings kept at least of those whose end was not read, whatever they weigh.
 const KEPT: usize = 63;
-/// Names kept at most in all listings together, unless those are so few: about 20 MB.
-const NAMES: usize = 400_000;
-/// What a listing itself weighs, in names.
-const LISTING_WEIGHT: usize = 8;
 /// Numbers of the listings of a directory are from 1 to this.
 const LAST: u64 = 127;
 
@@ -66,7 +64,9 @@ struct Kept {
     begun: LruCache<Key, Snapshot>,
     /// Those whose end was read.
     ended: LruCache<Key, Snapshot>,
-    weight: usize,
+    /// The numbers that listings of a directory have, a bit for each.
+    numbers: HashMap<NodeId, u128>,
+    account: Account,
     last: u64,
 }
 
@@ -106,6 +106,12 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Drops the listings of a directory whose node is gone.
+    pub(super) fn lose(&self, node: NodeId) {
+        let dropped = self.0.lock().lose(node);
+        drop(dropped);
+    }
+
     /// Drops all listings.
     pub(super) fn clear(&self) {
         *self.0.lock() = Kept::default();
@@ -131,7 +137,13 @@ fn read_from(
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { begun: LruCache::unbounded(), ended: LruCache::unbounded(), weight: 0, last: 0 }
+        Self {
+            begun: LruCache::unbounded(),
+            ended: LruCache::unbounded(),
+            numbers: HashMap::new(),
+            account: Account::default(),
+            last: 0,
+        }
     }
 }
 
@@ -146,22 +158,41 @@ impl Kept {
 
     /// Keeps a new listing and returns its number.
     fn begin(&mut self, node: NodeId, snapshot: Snapshot) -> u64 {
-        let mut numbers = (1..=LAST).map(|step| (self.last + step) % LAST + 1);
-        let is_free =
-            |number: &u64| !self.begun.contains(&(node, *number)) && !self.ended.contains(&(node, *number));
+        let taken = self.numbers.get(&node).copied().unwrap_or(0);
+        let mut numbers = (0..LAST).map(|step| (self.last + step) % LAST + 1);
         // Where none is free, the one that was given first comes back.
-        let number = numbers.find(is_free).unwrap_or(self.last % LAST + 1);
+        let number = numbers.find(|number| taken & 1 << number == 0).unwrap_or(self.last % LAST + 1);
         self.last = number;
-        let key = (node, number);
-        if let Some(old) = self.ended.pop(&key) {
-            self.weight -= weight(&old);
-        }
-        self.weight += weight(&snapshot);
-        if let Some(old) = self.begun.put(key, snapshot) {
-            self.weight -= weight(&old);
-        }
+        drop(self.take_out((node, number)));
+        self.account.add(snapshot.listing.weight());
+        *self.numbers.entry(node).or_default() |= 1 << number;
+        self.begun.put((node, number), snapshot);
         self.make_room();
         number
+    }
+
+    /// Takes a listing out of all that refers to it.
+    fn take_out(&mut self, key: Key) -> Option<Snapshot> {
+        let snapshot = self.ended.pop(&key).or_else(|| self.begun.pop(&key))?;
+        self.note_out(key, &snapshot);
+        Some(snapshot)
+    }
+
+    /// Notes that a listing is in neither list any more.
+    fn note_out(&mut self, (node, number): Key, snapshot: &Snapshot) {
+        self.account.take_off(snapshot.listing.weight());
+        if let Some(taken) = self.numbers.get_mut(&node) {
+            *taken &= !(1 << number);
+            if *taken == 0 {
+                self.numbers.remove(&node);
+            }
+        }
+    }
+
+    fn lose(&mut self, node: NodeId) -> Vec<Snapshot> {
+        let taken = self.numbers.get(&node).copied().unwrap_or(0);
+        let numbers = (1..=LAST).filter(|number| taken & 1 << number != 0);
+        numbers.filter_map(|number| self.take_out((node, number))).collect()
     }
 
     fn end(&mut self, key: Key) {
@@ -173,20 +204,16 @@ impl Kept {
 
     /// Drops the listings that were not used for the longest time, first of those whose end was read.
     fn make_room(&mut self) {
-        while self.weight > NAMES {
+        while self.account.is_overdrawn() {
             let ended = self.ended.pop_lru();
             let dropped = match ended {
                 None if self.begun.len() > KEPT => self.begun.pop_lru(),
                 ended => ended,
             };
-            let Some((_, snapshot)) = dropped else { break };
-            self.weight -= weight(&snapshot);
+            let Some((key, snapshot)) = dropped else { break };
+            self.note_out(key, &snapshot);
         }
     }
-}
-
-fn weight(snapshot: &Snapshot) -> usize {
-    snapshot.listing.len() + LISTING_WEIGHT
 }
 
 #[cfg(test)]
@@ -195,6 +222,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::merge::Listing;
 
     #[test]
     fn positions_are_read_as_they_were_written_and_are_short_if_they_can_be() {
@@ -217,17 +245,32 @@ mod tests {
         let mut kept = Kept::default();
         let begun: Vec<Key> =
             (0..100).map(|node| (NodeId(node), kept.begin(NodeId(node), snapshot()))).collect();
-        let most = NAMES / LISTING_WEIGHT;
+        let weight = snapshot().listing.weight();
+        let most = Account::NAMES / weight;
         for node in 100..most as u64 + 200 {
             let number = kept.begin(NodeId(node), snapshot());
             kept.end((NodeId(node), number));
         }
-        assert_eq!((kept.weight, kept.begun.len() + kept.ended.len()), (most * LISTING_WEIGHT, most));
+        assert_eq!((kept.account.weight(), kept.begun.len() + kept.ended.len()), (most * weight, most));
         assert!(begun.iter().all(|key| kept.resume(*key).is_some()));
         for node in 0..most as u64 + 200 {
             kept.begin(NodeId(node), snapshot());
         }
-        assert_eq!((kept.weight, kept.begun.len(), kept.ended.len()), (most * LISTING_WEIGHT, most, 0));
+        assert_eq!((kept.account.weight(), kept.begun.len(), kept.ended.len()), (most * weight, most, 0));
+        assert_eq!(kept.numbers.values().map(|taken| taken.count_ones() as usize).sum::<usize>(), most);
+    }
+
+    #[test]
+    fn listings_of_a_directory_go_with_its_node() {
+        let snapshot = || Snapshot { listing: Arc::default(), version: 0, serial: 0 };
+        let mut kept = Kept::default();
+        let [first, second, other] =
+            [1, 1, 2].map(|node| (NodeId(node), kept.begin(NodeId(node), snapshot())));
+        kept.end(second);
+        assert_eq!(kept.lose(NodeId(1)).len(), 2);
+        assert!(kept.resume(first).is_none() && kept.resume(second).is_none());
+        assert!(kept.resume(other).is_some());
+        assert_eq!((kept.account.weight(), kept.numbers.len()), (snapshot().listing.weight(), 1));
     }
 
     #[test]
@@ -236,12 +279,12 @@ mod tests {
         let mut begin = || {
             let snapshot = Snapshot { listing: Arc::default(), version: 0, serial: 0 };
             let number = kept.begin(NodeId::ROOT, snapshot);
-            (number, kept.weight)
+            (number, kept.account.weight())
         };
         let numbers: BTreeSet<u64> = (0..LAST).map(|_| begin().0).collect();
         assert!(numbers.into_iter().eq(1..=LAST));
         let (number, weight) = begin();
         assert!((1..=LAST).contains(&number));
-        assert_eq!(weight as u64, LAST * LISTING_WEIGHT as u64);
+        assert_eq!(weight, LAST as usize * Listing::default().weight());
     }
 }
