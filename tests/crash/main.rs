@@ -23,6 +23,7 @@ use e2e::require;
 use e2e::snapshot::Snapshot;
 use e2e::tree::LayerTree;
 use e2e::user::{Role, run_again};
+use rustix::process::{Pid, Signal};
 
 use load::Worker;
 
@@ -95,8 +96,28 @@ fn a_killed_server_leaves_every_file_old_or_new() {
 #[test]
 fn a_killed_server_leaves_names_as_after_the_last_call_or_the_one_before() {
     require!(Fuse, Union);
+    kill_while_names_change("", Mounted::kill_server);
+}
+
+/// The server of an upper that is a store is a process beside the union's.
+#[test]
+fn a_killed_store_leaves_names_as_after_the_last_call_or_the_one_before() {
+    require!(Fuse, Union);
+    kill_while_names_change(",sidecar=store", Mounted::kill_server);
+    kill_while_names_change(",sidecar=store", |mounted| {
+        let children = format!("/proc/{0}/task/{0}/children", mounted.pid());
+        let children = std::fs::read_to_string(children).unwrap();
+        let store = Pid::from_raw(children.trim().parse().unwrap());
+        rustix::process::kill_process(store.unwrap(), Signal::KILL).unwrap();
+        mounted.kill_server();
+    });
+}
+
+/// Kills by `kill` again and again while names change.
+fn kill_while_names_change(options: &str, kill_servers: impl Fn(&mut Mounted)) {
     let scratch = scratch();
-    let layers = Layers::below(scratch.path(), 1);
+    let mut layers = Layers::below(scratch.path(), 1);
+    layers.extra.push_str(options);
     names::add_to(LayerTree::new()).build(&layers.lowers[0]);
     let mut random = Random::new(1);
     let (mut calls, mut repaired) = (0, 0);
@@ -110,7 +131,7 @@ fn a_killed_server_leaves_names_as_after_the_last_call_or_the_one_before() {
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| names::load(&log, &layers.target, turns, &AtomicBool::new(false)));
             std::thread::sleep(delay);
-            mounted.kill_server();
+            kill_servers(&mut mounted);
             writer.join().unwrap().unwrap_err();
         });
         mounted.clear();

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use e2e::mounted::{Layers, Mounted, scratch, unmount};
 use e2e::require;
+use e2e::stick::{Kind, Stick};
 
 /// Runs a history of this binary again with a setting of the harness.
 fn again(test: &str, settings: &[(&str, &Path)], without: &str) {
@@ -27,6 +28,32 @@ fn an_upper_on_another_union() {
     let outer = Mounted::new(Layers::below(scratch.path(), 1));
     let test = "random::random_histories_equal_a_plain_directory_on_three_lowers";
     again(test, &[("E2E_UPPER_DIR", outer.root())], "");
+}
+
+/// What a store has not: ACLs, files without a name from the start, room that is allocated.
+const NOT_IN_STORES: &str = "Allocate,Acl,Tmpfile";
+
+#[test]
+fn an_upper_as_a_store() {
+    require!(Fuse, Union);
+    for lowers in ["one_lower", "three_lowers"] {
+        let test = format!("random::random_histories_equal_a_plain_directory_on_{lowers}");
+        again(&test, &[("E2E_OPTIONS", Path::new(",sidecar=store"))], NOT_IN_STORES);
+    }
+}
+
+/// The upper is a store there.
+#[test]
+fn an_upper_on_exfat_and_vfat() {
+    require!(Fuse, Union, Root, Exfat);
+    for kind in Kind::here() {
+        let scratch = scratch();
+        let stick = Stick::new(kind, scratch.path());
+        for lowers in ["one_lower", "three_lowers"] {
+            let test = format!("random::random_histories_equal_a_plain_directory_on_{lowers}");
+            again(&test, &[("E2E_UPPER_DIR", &stick.root)], NOT_IN_STORES);
+        }
+    }
 }
 
 /// ramfs has no attributes, no ACLs, no file handles, no exchange with a whiteout, and cannot allocate.

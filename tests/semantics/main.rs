@@ -13,6 +13,7 @@ mod read_only;
 mod records;
 mod rights;
 mod storage;
+mod store;
 mod upper;
 
 use std::path::{Path, PathBuf};

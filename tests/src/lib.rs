@@ -41,6 +41,7 @@ pub mod require;
 pub mod shrink;
 pub mod sides;
 pub mod snapshot;
+pub mod stick;
 pub mod suites;
 pub mod sys;
 pub mod tree;

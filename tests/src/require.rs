@@ -29,6 +29,8 @@ pub enum Need {
     StressNg,
     /// podman, buildah, crun and mmdebstrap are installed.
     Podman,
+    /// exFAT can be made and mounted, by the kernel or by `mount.exfat-fuse`.
+    Exfat,
     /// docker and its daemon are installed.
     Docker,
 }
@@ -65,6 +67,10 @@ impl Need {
             Self::FuseOverlayfs => not_installed(&["fuse-overlayfs"]),
             Self::Podman => not_installed(&["podman", "buildah", "crun", "mmdebstrap"]),
             Self::Docker => not_installed(&["docker", "dockerd", "mmdebstrap"]),
+            Self::Exfat => crate::stick::Kind::here().is_empty().then(|| {
+                "no driver for exFAT, the kernel's or mount.exfat-fuse, or no mkfs.exfat (packages exfat-fuse, exfatprogs)"
+                    .into()
+            }),
             Self::StressNg => not_installed(&["stress-ng"]),
         }
     }

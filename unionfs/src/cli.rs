@@ -25,6 +25,7 @@ use crate::fuse::daemon::{self, Inherited, Leaver, Side};
 use crate::fuse::mount::{self, Busy};
 use crate::fuse::session::{Server, raise_open_files_limit};
 use crate::options::{MountOptions, Warning, Whiteouts};
+use crate::store;
 use crate::union::Union;
 
 /// The name in front of each message.
@@ -220,9 +221,11 @@ fn serve(
     let place = Place::of(mountpoint)?;
     place.hide_from_layers(&mut options);
     let mut watched = place.watch(&options)?;
+    let beneath = store::beneath(&mut options)?;
     // Layers first: from here on they are reached through descriptors only, so that one of them may lie below the
     // mount point, or be it.
     let union = Arc::new(Union::open(&options)?);
+    drop(beneath);
     for notice in union.notices() {
         tracing::info!("{notice}");
     }

@@ -11,7 +11,8 @@
 //!
 //! Order of files: each uses only files listed below it.
 //!
-//! - 15 `cli`
+//! - 16 `cli`
+//! - 15 `store`
 //! - 14 `fuse`, `tools`
 //! - 13 `union`
 //! - 12 `reload`, `rename`, `rotate`
@@ -60,6 +61,7 @@ pub mod request;
 mod rotate;
 mod shards;
 mod stack;
+mod store;
 mod sys;
 pub mod tools;
 mod tree;

@@ -8,6 +8,7 @@ pub mod metacopy;
 pub mod origin;
 pub mod record;
 pub mod sidecar;
+pub mod store;
 pub mod unfinished;
 
 /// Prefix of a name that hides the rest of the name in the layers below (OCI image layers, AUFS).

@@ -37,6 +37,8 @@ pub struct MountOptions {
     pub workdir: Option<PathBuf>,
     /// Directories, as absolute paths of this process, that the union does not show although a layer has them.
     pub hidden: Vec<PathBuf>,
+    /// Since when nothing that was written to the upper can have been lost, where a store knows. No word of a mount.
+    pub upper_epoch: Option<[u8; 16]>,
     /// Owners that have no id in this user namespace are shown as, and taken for, id 0.
     pub squash_unmapped: bool,
     /// The form in which whiteouts are written. All forms are read.
@@ -147,6 +149,8 @@ pub enum SidecarUse {
     On,
     /// Nowhere.
     Off,
+    /// In a store, which the upper is then as a whole.
+    Store,
 }
 
 /// How a renamed directory that has lowers is handled.
@@ -420,6 +424,7 @@ impl Default for MountOptions {
             upperdir: None,
             workdir: None,
             hidden: Vec::new(),
+            upper_epoch: None,
             squash_unmapped: false,
             whiteouts: Whiteouts::default(),
             sidecar: SidecarUse::default(),

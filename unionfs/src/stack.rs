@@ -102,6 +102,9 @@ impl LayerStack {
                 .during("mount a union of", "no layers")
                 .hint("name at least one lower layer: -o lowerdir=DIR"));
         }
+        if let (true, Some(_), Some(top)) = (options.is_read_only(), &options.upperdir, lowers.first_mut()) {
+            top.epoch = options.upper_epoch;
+        }
         if let (true, Some(work), Some(top)) = (options.is_read_only(), &options.workdir, lowers.first_mut())
         {
             top.was_upper = true;
@@ -109,7 +112,8 @@ impl LayerStack {
         }
         let upper = open_upper(options, &lowers, &mut notices)?.map(Arc::new);
         hide_paths(&mut lowers, &options.hidden)?;
-        if let Some(upper) = &upper {
+        // No path leads into a store, which is kept apart from the lowers by who serves it.
+        if let Some(upper) = upper.as_ref().filter(|_| options.upper_epoch.is_none()) {
             let inside = check_overlap(upper.real_paths(options), &lowers, &mut notices)?;
             hide_paths(&mut lowers, &inside)?;
         }
@@ -291,7 +295,7 @@ fn open_upper(
     if let Owners::Records(form) = owners {
         notices.push(format!("upper: owners and modes: {}", form.name().escape_ascii()));
     }
-    let upper = UpperLayer::new(upper.clone(), root, stat, workdir, features, owners)?;
+    let upper = UpperLayer::new(upper.clone(), root, stat, workdir, features, owners, options.upper_epoch)?;
     if options.fsync == FsyncPolicy::Volatile {
         upper.workdir.mark_volatile()?;
     }
@@ -388,6 +392,11 @@ fn choose_sidecar(
                 .hint("it holds the attributes of this upper; mount without sidecar=off"));
         }
         SidecarUse::Off => return Ok(None),
+        SidecarUse::Store => {
+            return Err(Error::new(Errno::INVAL)
+                .during("use option", "sidecar=store")
+                .hint("only the command unionfs serves stores, not the library"));
+        }
     }
     let namespace = features.namespace.unwrap_or_else(|| probe::namespace_without_upper(options.userxattr));
     let sidecar = Sidecar::make(workdir.base_fd(), namespace, options.fsync.syncs())?;

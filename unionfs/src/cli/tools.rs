@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use super::{Failure, NAME, complain, prepare_process, print, warn_about};
 use crate::options::MountOptions;
+use crate::store;
 use crate::tools::apply::{ApplyOptions, Devices, Format, Owners};
 use crate::tools::check::{self, Faults};
 use crate::tools::{apply, diff, merge};
@@ -149,10 +150,11 @@ pub(super) fn diff(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     if typed.help {
         return print(DIFF_USAGE.as_bytes());
     }
-    let options = typed.mount_options()?;
+    let mut options = typed.mount_options()?;
     need("upperdir", options.upperdir.is_some())?;
     need("lowerdir", !options.lowerdir.is_empty())?;
     prepare();
+    let _beneath = store::beneath(&mut options)?;
     let format = typed.format.as_deref().unwrap_or(OsStr::new("list"));
     match format.as_bytes() {
         b"list" => {
@@ -256,10 +258,11 @@ pub(super) fn check(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         if typed.help {
             return print(CHECK_USAGE.as_bytes());
         }
-        let options = typed.mount_options()?;
+        let mut options = typed.mount_options()?;
         need("upperdir", options.upperdir.is_some())?;
         need("workdir", options.workdir.is_some())?;
         prepare();
+        let _beneath = store::beneath(&mut options)?;
         let findings = check::check(&options, if typed.repair { Faults::Repaired } else { Faults::Told })?;
         let mut lines = String::new();
         for finding in &findings {
@@ -281,7 +284,7 @@ pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     if typed.help {
         return print(MERGE_USAGE.as_bytes());
     }
-    let options = typed.mount_options()?;
+    let mut options = typed.mount_options()?;
     need("lowerdir", !options.lowerdir.is_empty())?;
     if typed.into.is_some() == typed.replace.is_some() {
         return Err(format!("--into is needed, or --replace (see {NAME} merge --help)").into());
@@ -296,6 +299,10 @@ pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     prepare();
+    let beneath = store::beneath(&mut options)?;
+    if beneath.is_some() && typed.replace.is_some() {
+        return Err("--replace: the upper is a store, which only --into can read".into());
+    }
     let (notes, said) = match (typed.into, typed.replace) {
         (Some(into), _) => (merge::merge(&options, &below, Path::new(&into))?, String::new()),
         (None, layer) => {

@@ -26,12 +26,12 @@ pub(super) fn caller(req: &Request, umask: u32) -> Caller {
 }
 
 /// Returns the error number to reply with.
-pub(super) fn errno(errno: Errno) -> fuser::Errno {
+pub(crate) fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
 }
 
 /// Returns whether an error says that something is broken or used up, rather than answering the caller.
-pub(super) fn is_unexpected(errno: Errno) -> bool {
+pub(crate) fn is_unexpected(errno: Errno) -> bool {
     matches!(
         errno,
         Errno::IO
@@ -46,7 +46,7 @@ pub(super) fn is_unexpected(errno: Errno) -> bool {
 }
 
 /// Returns attributes as fuser takes them; the number shown is the node's.
-pub(super) fn file_attr(node: NodeId, attr: &Attr) -> FileAttr {
+pub(crate) fn file_attr(node: NodeId, attr: &Attr) -> FileAttr {
     FileAttr {
         ino: INodeNo(node.0),
         size: attr.size,
@@ -72,7 +72,7 @@ pub(super) fn may_lose_set_id(attr: &Attr) -> bool {
 }
 
 /// Returns what makes an entry a negative one: there is no node.
-pub(super) fn negative_attr() -> FileAttr {
+pub(crate) fn negative_attr() -> FileAttr {
     dot_attr(0)
 }
 
@@ -99,7 +99,7 @@ pub(super) fn dot_attr(ino: u64) -> FileAttr {
 }
 
 /// Returns the type as fuser names it.
-pub(super) const fn file_type(kind: FileKind) -> FileType {
+pub(crate) const fn file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::Regular => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
@@ -129,7 +129,7 @@ pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
 }
 
 /// Returns a time to set.
-pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
         TimeOrNow::Now => SetTime::Now,
         TimeOrNow::SpecificTime(time) => SetTime::At(requested_time(time)),

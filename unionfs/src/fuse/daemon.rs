@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -132,6 +132,52 @@ impl Leaver {
             .map_err(|errno| Error::new(errno).during("redirect", "standard streams"))?;
         writer.write_all(&[USABLE]).map_err(|error| Error::from(error).during("report to", "parent"))
     }
+}
+
+/// Whom a process beside this one tells what goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The one that started this one.
+    OnStandardError,
+    /// Nobody is there.
+    ToNobody,
+}
+
+/// Starts a process beside this one that does `work`, which calls [`keep_only`] first, and ends with it. Signals that end a
+/// mount do not end it: it goes when there is no more to do.
+///
+/// # Errors
+///
+/// What fork(2) answers; EDEADLK if the process has several threads.
+pub(crate) fn beside(told: Told, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let forked = sys::fork().map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)));
+    if forked.map_err(|error| error.during("fork", "store"))?.is_some() {
+        return Ok(());
+    }
+    let alone = || -> Result<()> {
+        hold_signals()?;
+        rustix::process::setsid()?;
+        rustix::process::chdir("/")?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        if told == Told::ToNobody {
+            rustix::stdio::dup2_stderr(&null)?;
+        }
+        drop(null);
+        work()
+    };
+    // Nothing of this process returns to what the other one does.
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(alone));
+    if let Ok(Err(error)) = &done {
+        tracing::error!("{error}");
+    }
+    std::process::exit(i32::from(!matches!(done, Ok(Ok(())))));
+}
+
+/// Closes what the process that was left had open, but for the standard streams and `kept`: nobody is to wait for it.
+pub(crate) fn keep_only(kept: &[BorrowedFd<'_>]) {
+    sys::keep_only(kept);
 }
 
 /// Lets the standard streams lead to `null`.

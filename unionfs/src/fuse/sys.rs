@@ -67,6 +67,24 @@ pub(super) fn share_heaps() {
 #[cfg(not(target_env = "gnu"))]
 pub(super) fn share_heaps() {}
 
+/// Closes all descriptors but the standard streams and those of `kept`.
+///
+/// To be called in a process that ends without returning to the owners of the others. Before Linux 5.9 nothing happens.
+pub(super) fn keep_only(kept: &[BorrowedFd<'_>]) {
+    let mut numbers: Vec<libc::c_uint> = kept.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    numbers.sort_unstable();
+    let mut from = 3;
+    for kept in numbers.into_iter().chain([libc::c_uint::MAX]) {
+        if kept > from {
+            // JUSTIFICATION: neither rustix nor nix has close_range.
+            // SAFETY: the call takes integers only, and no value that owns a descriptor between them is used or dropped any
+            // more in this process.
+            let _done = unsafe { libc::syscall(libc::SYS_close_range, from, kept - 1, 0) };
+        }
+        from = from.max(kept.saturating_add(1));
+    }
+}
+
 /// Returns the number by which another program, or the text of mount options, can name a descriptor that stays open.
 pub(super) fn number(fd: impl AsFd) -> i32 {
     fd.as_fd().as_raw_fd()

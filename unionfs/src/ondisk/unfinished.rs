@@ -32,6 +32,11 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Returns it as it is to a store, which is on another mount each time and says itself since when it lost nothing.
+    pub fn since(self, epoch: [u8; 16]) -> Self {
+        Self { boot: epoch, mount: 1, ..self }
+    }
+
     /// Returns whether all that `self` wrote through the page cache is still to be read there by `other`.
     pub fn outlives_in(&self, other: &Self) -> bool {
         self.mount != 0 && self.boot != [0; 16] && (self.boot, self.mount) == (other.boot, other.mount)

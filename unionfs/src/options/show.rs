@@ -27,8 +27,12 @@ pub(super) const WHITEOUTS: &[(&str, Whiteouts)] = &[
 ];
 
 /// The values of `sidecar`.
-pub(super) const SIDECAR: &[(&str, SidecarUse)] =
-    &[("auto", SidecarUse::Auto), ("on", SidecarUse::On), ("off", SidecarUse::Off)];
+pub(super) const SIDECAR: &[(&str, SidecarUse)] = &[
+    ("auto", SidecarUse::Auto),
+    ("on", SidecarUse::On),
+    ("off", SidecarUse::Off),
+    ("store", SidecarUse::Store),
+];
 
 /// The values of `verity`.
 pub(super) const VERITY: &[(&str, Verity)] =

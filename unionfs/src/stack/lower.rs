@@ -52,6 +52,8 @@ pub(crate) struct LowerLayer {
     bare_root: bool,
     /// The number of the mount that the layer lies on, 0 where mounts have none.
     mount: u64,
+    /// Since when a store that it lies on has lost nothing.
+    pub epoch: Option<[u8; 16]>,
     /// Identifier of the file system, all zero where it has none or it is not to be stored.
     uuid: [u8; 16],
     /// The mapping of ids that the layer's mount has applied, to be taken back.
@@ -210,7 +212,8 @@ impl LowerLayer {
 
     /// Returns who this process is to the layer's marks of unfinished files.
     pub(crate) fn reader(&self) -> Writer {
-        settle::writer_on_mount(self.mount)
+        let reader = settle::writer_on_mount(self.mount);
+        self.epoch.map_or(reader, |epoch| reader.since(epoch))
     }
 
     /// Waits until no server finishes files of this layer, which was its upper, any more.

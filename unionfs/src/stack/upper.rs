@@ -60,9 +60,11 @@ impl UpperLayer {
         workdir: Workdir,
         features: Features,
         owners: Owners,
+        epoch: Option<[u8; 16]>,
     ) -> Result<Self> {
         let durability = Durability::of(root.as_fd())?;
         let writer = settle::writer(root.as_fd());
+        let writer = epoch.map_or(writer, |epoch| writer.since(epoch));
         let lease = Arc::new(Lease::new(root.as_fd(), workdir.base_fd(), writer)?);
         let no_reflink = AtomicBool::new(false);
         let kind = rustix::fs::fstatfs(&root)?.f_type;
@@ -132,15 +134,20 @@ const FLEETING_NUMBERS: [i64; 2] = [0x4d44, 0x2011_bab0];
 /// EINVAL with a hint if they cannot.
 pub(crate) fn check_inode_numbers(upper: &Path, root: BorrowedFd<'_>) -> Result<()> {
     let kind = rustix::fs::fstatfs(root).map_or(0, |stat| stat.f_type);
-    if !numbers_are_fleeting(kind) {
+    if !has_fleeting_numbers(kind) {
         return Ok(());
     }
     Err(Error::new(Errno::INVAL).during("use upper layer", upper.as_os_str().as_encoded_bytes()).hint(
-        "vfat and exFAT hold no owners, modes, links or lasting inode numbers; use a file system that does",
+        "vfat and exFAT hold no owners, modes, links or lasting inode numbers; the command unionfs keeps a store there, \
+         unless sidecar=off is given",
     ))
 }
 
-fn numbers_are_fleeting(kind: i64) -> bool {
+/// Name of the store in an upper on such a file system, which the command serves as another file system beneath the union.
+pub(crate) const STORE: &[u8] = b"unionfs-store";
+
+/// Returns whether file systems of a kind, as statfs(2) tells it, give objects other inode numbers after a while.
+pub(crate) fn has_fleeting_numbers(kind: i64) -> bool {
     FLEETING_NUMBERS.contains(&kind)
 }
 
@@ -177,7 +184,7 @@ mod tests {
             (0x0102_1994, false),
             (0x6573_5546, false),
         ] {
-            assert_eq!(numbers_are_fleeting(kind), fleeting, "{kind:x}");
+            assert_eq!(has_fleeting_numbers(kind), fleeting, "{kind:x}");
         }
     }
 }

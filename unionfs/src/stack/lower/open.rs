@@ -87,6 +87,7 @@ impl<'a> Opener<'a> {
         Ok(LowerLayer {
             root_stat,
             mount,
+            epoch: None,
             uuid,
             mount_ids,
             bare_root: names.as_ref().is_ok_and(Vec::is_empty),

@@ -290,7 +290,8 @@ impl Walk<'_> {
         data: Option<&LowerName>,
         stat: &Stat,
     ) -> Result<()> {
-        let whole = settle::is_whole(mark, settle::writer(self.root));
+        let reader = self.stack.lowers.first().ok_or(Errno::IO)?.reader();
+        let whole = settle::is_whole(mark, reader);
         let lower = match data {
             Some(data) => self.lower_stat(data)?,
             None if whole => *stat,
