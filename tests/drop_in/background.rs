@@ -9,6 +9,7 @@ use e2e::require;
 use e2e::tree::LayerTree;
 
 mod auto_unmount;
+mod remount;
 
 struct Place {
     layers: Layers,

@@ -10,6 +10,7 @@
 mod catalog;
 mod ctl;
 mod log;
+mod remount;
 mod tools;
 
 use std::ffi::OsString;
@@ -192,6 +193,9 @@ fn version() -> String {
 fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     let (mut options, mut warnings) = MountOptions::parse(&typed.options)?;
     let mountpoint = typed.mountpoint.ok_or_else(|| format!("no mount point given (see {NAME} --help)"))?;
+    if options.remount {
+        return remount::run(Path::new(&mountpoint), &options);
+    }
     options.debug |= typed.debug;
     if std::env::var_os(DISABLE_DEVICE_WHITEOUTS).is_some() {
         options.whiteouts = Whiteouts::DotWh;

@@ -112,6 +112,8 @@ pub struct MountOptions {
     pub allow_root: bool,
     /// The mount is taken away when its server has ended, also when it was killed.
     pub auto_unmount: bool,
+    /// The flags of a mount that is there are changed (`mount -o remount`); nothing is mounted.
+    pub remount: bool,
     /// The kernel checks permissions by mode and owner. There is no mount without it: cached names would bypass
     /// every check.
     pub default_permissions: bool,
@@ -459,6 +461,7 @@ impl Default for MountOptions {
             allow_other: None,
             allow_root: false,
             auto_unmount: false,
+            remount: false,
             default_permissions: true,
             fsname: None,
             subtype: None,

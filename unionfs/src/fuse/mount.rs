@@ -49,6 +49,8 @@ pub enum MountError {
     Helper(Errno),
     /// The mount could not be taken away.
     Unmount(PathBuf, Errno),
+    /// The flags of the mount could not be changed.
+    Remount(PathBuf, Errno),
 }
 
 impl MountError {
@@ -60,7 +62,8 @@ impl MountError {
             | Self::Refused(_, errno)
             | Self::Descriptor(_, errno)
             | Self::Helper(errno)
-            | Self::Unmount(_, errno) => *errno,
+            | Self::Unmount(_, errno)
+            | Self::Remount(_, errno) => *errno,
             Self::NoFusermount => Errno::NOENT,
             Self::Fusermount(_) => Errno::PERM,
         }
@@ -85,13 +88,15 @@ impl MountError {
             Self::NoFusermount => {
                 Some("a user without privilege needs fusermount3 (package fuse3), set-uid root")
             }
+            Self::Remount(_, Errno::INVAL) => Some("only the mount point of a mount can be named"),
             Self::Target(..)
             | Self::Device(_)
             | Self::Refused(..)
             | Self::Descriptor(..)
             | Self::Fusermount(_)
             | Self::Helper(_)
-            | Self::Unmount(..) => None,
+            | Self::Unmount(..)
+            | Self::Remount(..) => None,
         }
     }
 }
@@ -108,6 +113,9 @@ impl fmt::Display for MountError {
             Self::Fusermount(text) => write!(f, "{}", text.trim_ascii().escape_ascii())?,
             Self::Helper(_) => write!(f, "cannot run fusermount3: {cause}")?,
             Self::Unmount(path, _) => write!(f, "cannot unmount {}: {cause}", shown(path))?,
+            Self::Remount(path, _) => {
+                write!(f, "cannot change the flags of the mount on {}: {cause}", shown(path))?;
+            }
         }
         self.hint().map_or(Ok(()), |hint| write!(f, " (hint: {hint})"))
     }
@@ -127,6 +135,7 @@ impl From<MountError> for Error {
             MountError::NoFusermount | MountError::Helper(_) => plain.during("run", fusermount::PROGRAMS[0]),
             MountError::Fusermount(text) => plain.during("mount by fusermount3", text),
             MountError::Unmount(path, _) => plain.during("unmount", bytes(path)),
+            MountError::Remount(path, _) => plain.during("change the flags of the mount on", bytes(path)),
         };
         match error.hint() {
             Some(hint) => error_with.hint(hint),
@@ -170,6 +179,19 @@ pub fn mount_direct(target: &Path, options: &MountOptions) -> Result<OwnedFd, Mo
     rustix::mount::mount(name(options.fsname.as_deref()), target, kind, flags, data.as_c_str())
         .map_err(refused)?;
     Ok(device)
+}
+
+/// Gives the mount on `target` the flags that `options` name, as mount(8) asks for with `-o remount`.
+///
+/// # Errors
+///
+/// EINVAL if nothing is mounted there, EBUSY if files are open for writing and it shall be read-only, EPERM.
+pub fn remount(target: &Path, options: &MountOptions) -> Result<(), MountError> {
+    let mut flags = mount_flags(options, rustix::process::geteuid().is_root());
+    // Without layers among the options they do not say whether the union can be written.
+    flags.set(Flags::RDONLY, options.flags.read_only);
+    rustix::mount::mount_remount(target, flags, c"")
+        .map_err(|errno| MountError::Remount(target.to_path_buf(), errno))
 }
 
 /// Returns the connected device if `target` is one handed over by the program that has mounted it (`/dev/fd/N`).

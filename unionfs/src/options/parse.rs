@@ -169,6 +169,7 @@ impl MountOptions {
             b"fsync" => self.fsync = FsyncPolicy::Auto,
             b"allow_root" => self.allow_root = true,
             b"auto_unmount" => self.auto_unmount = true,
+            b"remount" => self.remount = true,
             b"allow_other" => self.allow_other = Some(true),
             b"debug" => self.debug = true,
             b"max_write" => {}

@@ -159,6 +159,7 @@ impl MountOptions {
         list.switch("allow_other", self.allow_other == Some(true))?;
         list.switch("allow_root", self.allow_root)?;
         list.switch("auto_unmount", self.auto_unmount)?;
+        list.switch("remount", self.remount)?;
         list.text("fsname", self.fsname.as_ref())?;
         list.text("subtype", self.subtype.as_ref())?;
         list.text("context", self.security.context.as_ref())?;

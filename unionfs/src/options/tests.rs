@@ -253,7 +253,7 @@ prop_compose! {
 prop_compose! {
     fn any_options()(
         layers in any_layers(),
-        switches in any::<[bool; 13]>(),
+        switches in any::<[bool; 14]>(),
         states in any::<[Option<bool>; 2]>(),
         redirect_dir in prop::option::of(prop::sample::select(show::REDIRECT_DIR)),
         verity in prop::sample::select(show::VERITY),
@@ -281,7 +281,7 @@ prop_compose! {
         flags in any_flags(),
     ) -> MountOptions {
         let [ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_other, allow_root, auto_unmount, debug] = switches;
+            writeback, allow_other, allow_root, auto_unmount, remount, debug] = switches;
         MountOptions {
             redirect_dir: redirect_dir.map(|(_, value)| value),
             index: states[0],
@@ -304,7 +304,7 @@ prop_compose! {
             squash_to_gid: squash[1],
             allow_other: allow_other.then_some(true),
             ino32, userxattr, static_nlink, noxattrs, noacl, squash_to_root, squash_unmapped, nfs_export,
-            writeback, allow_root, auto_unmount, debug, timeout, max_write, flags,
+            writeback, allow_root, auto_unmount, remount, debug, timeout, max_write, flags,
             ..layers
         }
     }
