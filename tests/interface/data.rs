@@ -80,6 +80,40 @@ fn direct_reads_and_writes_are_of_the_same_bytes() {
 }
 
 #[test]
+fn what_was_written_around_the_cache_is_read_through_it_at_once() {
+    require!(Fuse, Union);
+    const LEN: usize = 640 << 10;
+    same(&lowers(), |root, seen| {
+        let path = root.join("busy");
+        let file =
+            OpenOptions::new().write(true).create(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+        file.set_len(LEN as u64).unwrap();
+        let mut room = vec![0_u8; LEN + 4096];
+        let start = room.as_ptr().align_offset(4096);
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                // Who reads meanwhile must not put back what was there before.
+                threads.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        fs::read(&path).unwrap();
+                    }
+                });
+            }
+            let mut stale = 0;
+            for round in 1..=30_u8 {
+                let block = &mut room[start..start + LEN];
+                block.fill(round);
+                assert_eq!(e2e::sys::write_async(&file, block, 0), Ok(LEN as i64));
+                stale += usize::from(fs::read(&path).unwrap().iter().any(|byte| *byte != round));
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            seen.note("stale", stale);
+        });
+    });
+}
+
+#[test]
 fn space_is_allocated_punched_and_zeroed_as_asked() {
     require!(Fuse, Union);
     let (keep, punch, zero) =

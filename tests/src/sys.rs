@@ -76,6 +76,54 @@ pub fn set_idmap(mount: impl AsFd, namespace: impl AsFd) -> std::io::Result<()> 
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
+/// The kernel's `struct iocb` (linux/aio_abi.h), of a plain write.
+#[repr(C)]
+#[derive(Default)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: i32,
+    opcode: u16,
+    priority: i16,
+    descriptor: u32,
+    buffer: u64,
+    len: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    eventfd: u32,
+}
+
+/// Writes at `offset` as asynchronous I/O (io_submit(2)), and waits for its end. Returns what write(2) would.
+pub fn write_async(file: impl AsFd, bytes: &[u8], offset: i64) -> Result<i64, Errno> {
+    /// `IOCB_CMD_PWRITE`.
+    const PWRITE: u16 = 1;
+    let (mut context, mut event) = (0_u64, [0_i64; 4]);
+    let mut request = Iocb {
+        opcode: PWRITE,
+        descriptor: file.as_fd().as_raw_fd().cast_unsigned(),
+        buffer: bytes.as_ptr().addr() as u64,
+        len: bytes.len() as u64,
+        offset,
+        ..Iocb::default()
+    };
+    let mut requests = [&raw mut request];
+    // SAFETY: the kernel writes the context's number.
+    Errno::result(unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) })?;
+    // SAFETY: one request is passed; it, its bytes and the room for one event live until io_destroy has waited for its end.
+    let done = unsafe {
+        let submitted = libc::syscall(libc::SYS_io_submit, context, 1, requests.as_mut_ptr());
+        let submitted = Errno::result(submitted);
+        let null = std::ptr::null::<libc::timespec>();
+        let ended = submitted.and_then(|_| {
+            Errno::result(libc::syscall(libc::SYS_io_getevents, context, 1, 1, event.as_mut_ptr(), null))
+        });
+        libc::syscall(libc::SYS_io_destroy, context);
+        ended
+    };
+    done.map(|_| event[2])
+}
+
 /// Asks for a lease (`F_RDLCK`, `F_WRLCK`, `F_UNLCK`) on an open file.
 pub fn lease(file: impl AsFd, kind: libc::c_int) -> Result<libc::c_int, Errno> {
     // SAFETY: the call takes numbers only.

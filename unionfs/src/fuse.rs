@@ -50,13 +50,12 @@ const MAX_BACKGROUND: u16 = 64;
 const CONGESTION_THRESHOLD: u16 = 48;
 
 /// What the kernel is asked for, where it offers it. Not among it: `POSIX_LOCKS` and `FLOCK_LOCKS`, because locks
-/// that the kernel keeps itself are right for a single mount and cost no request.
+/// that the kernel keeps itself are right for a single mount and cost no request; nor `ASYNC_DIO`, which leaves old pages.
 const CAPABILITIES: InitFlags = InitFlags::FUSE_DO_READDIRPLUS
     .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     .union(InitFlags::FUSE_ASYNC_READ)
-    .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_BIG_WRITES)
     .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)

@@ -18,13 +18,13 @@ const PAGE: u32 = 4096;
 /// What is always wanted.
 ///
 /// Not among it: `POSIX_LOCKS` and `FLOCK_LOCKS`, because locks that the kernel keeps itself are right for a single
-/// mount and cost no request; splicing, because the copy costs less than the pipes.
+/// mount and cost no request; splicing, because the copy costs less than the pipes; `ASYNC_DIO`, because the kernel does
+/// not drop pages when such a write ends, so what was read into them meanwhile would stay, and be old.
 const WANTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::BIG_WRITES)
     .union(InitFlags::MAX_PAGES)
     .union(InitFlags::PARALLEL_DIROPS)
     .union(InitFlags::DO_READDIRPLUS)
-    .union(InitFlags::ASYNC_DIO)
     .union(InitFlags::DONT_MASK)
     // Without it each write(2) asks for security.capability first: a round trip for every write.
     .union(InitFlags::HANDLE_KILLPRIV_V2)
