@@ -23,7 +23,7 @@ use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
 use super::workers::Workers;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::{Handler, Outcome};
-use crate::fuse::wire::{self, Header, IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, reply};
+use crate::fuse::wire::{self, Header, IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, Request, reply};
 
 /// Entries of a queue: so many requests of one processor can be under way.
 const DEPTH: u32 = 8;
@@ -39,6 +39,10 @@ const PAYLOAD_MIN: usize = 128 << 10;
 
 /// The longest answer to a request whose data is in the payload buffer.
 const SHORT_ANSWER: usize = 128;
+
+/// A read of this size or more, of those that the kernel makes ahead of the caller, takes longer than to hand it over: on
+/// another processor it is read while the caller uses what was read before.
+const BULK_READ: u32 = 512 << 10;
 
 /// An answer that took longer may have waited for a disk.
 const SLOW: Duration = Duration::from_micros(200);
@@ -291,7 +295,7 @@ impl Queue {
         let careful = self.careful > 0;
         self.careful = self.careful.saturating_sub(1);
         // One entry stays with the kernel, or the callers on this processor would wait for the workers.
-        if self.pending + 1 < DEPTH && takes_long(&self.handler, &mut entry, careful) {
+        if self.pending + 1 < DEPTH && self.is_for_workers(&mut entry, careful) {
             self.pending += 1;
             let (handler, outbox) = (Arc::clone(&self.handler), Arc::clone(&self.outbox));
             self.workers.submit(move || {
@@ -305,6 +309,19 @@ impl Queue {
                 self.careful = CAREFUL;
             }
             self.commit(entry, commit_id);
+        }
+    }
+
+    /// Returns whether the request in `entry` may take so long that the queue must not wait for it.
+    fn is_for_workers(&self, entry: &mut Entry, careful: bool) -> bool {
+        let ext = self.handler.config().setxattr_ext;
+        let (head, payload) = entry.parts();
+        let Ok(arrived) = Arrived::read(head, payload.len()) else { return false };
+        let data = payload.get(..arrived.data_len).unwrap_or_default();
+        match wire::parse_parts(&arrived.header, ext, &arrived.argument, data) {
+            Ok(Request::Read { size, .. }) if size >= BULK_READ && self.workers.have_room() => true,
+            Ok(request) => self.handler.may_take_long(&arrived.header, &request, careful),
+            Err(_) => false,
         }
     }
 
@@ -352,18 +369,6 @@ impl Arrived {
             Opcode::from_number(self.header.opcode),
             Some(Opcode::Write | Opcode::Setxattr | Opcode::Ioctl | Opcode::NotifyReply)
         )
-    }
-}
-
-/// Returns whether the request in `entry` may take so long that the queue must not wait for it.
-fn takes_long(handler: &Handler, entry: &mut Entry, careful: bool) -> bool {
-    let ext = handler.config().setxattr_ext;
-    let (head, payload) = entry.parts();
-    let Ok(arrived) = Arrived::read(head, payload.len()) else { return false };
-    let data = payload.get(..arrived.data_len).unwrap_or_default();
-    match wire::parse_parts(&arrived.header, ext, &arrived.argument, data) {
-        Ok(request) => handler.may_take_long(&arrived.header, &request, careful),
-        Err(_) => false,
     }
 }
 

@@ -43,6 +43,11 @@ impl Default for Workers {
 }
 
 impl Workers {
+    /// Returns whether they may run on another processor than the thread that hands a job over.
+    pub(super) fn have_room(&self) -> bool {
+        self.places.count() > 1
+    }
+
     /// Has a thread do `job`; gives it back if none can be had.
     pub(super) fn submit<F: FnOnce() + Send + 'static>(self: &Arc<Self>, job: F) {
         let mut state = self.state.lock();
