@@ -179,6 +179,15 @@ fn what_is_not_to_be_replaced_is_refused() {
     };
     refused(&layers.lowers[0], "unmount it first");
     mounted.unmount();
+    // The upper is free, and the lower is in another mount.
+    let other = scratch.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let only_lower = Layers { upper: None, work: None, target: other, ..layers.clone() };
+    let mut elsewhere = Mounted::new(only_lower);
+    let live = || elsewhere.ctl(&[std::ffi::OsStr::new("layers")]).is_ok();
+    assert!(e2e::program::wait_until(live));
+    refused(&layers.lowers[0], "as a layer: unmount it first");
+    elsewhere.unmount();
     refused(layers.upper.as_ref().unwrap(), "none of the layers");
     refused(&scratch.path().join("missing"), "missing");
     std::fs::create_dir(scratch.path().join("lower0.old")).unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{Failure, NAME, complain, prepare_process, print, warn_about};
+use crate::fuse::control;
 use crate::options::MountOptions;
 use crate::store;
 use crate::tools::apply::{ApplyOptions, Devices, Format, Owners};
@@ -278,6 +279,20 @@ pub(super) fn check(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     })
 }
 
+/// Refuses to replace a layer of a live mount, and to merge what is the upper of one.
+fn refuse_live(options: &MountOptions, layer: &Path) -> Result<(), Failure> {
+    let runtime = super::runtime_directory();
+    let identity = |path: &Path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    for merged in &options.lowerdir {
+        let role = control::role_of(merged, runtime.as_deref())?;
+        if role == Some("upper") || (role.is_some() && identity(merged) == identity(layer)) {
+            let shown = merged.as_os_str().as_bytes().escape_ascii();
+            return Err(format!("a mount has \"{shown}\" as a layer: unmount it first").into());
+        }
+    }
+    Ok(())
+}
+
 /// `unionfs merge`.
 pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     let typed = Typed::read(arguments)?;
@@ -307,6 +322,7 @@ pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         (Some(into), _) => (merge::merge(&options, &below, Path::new(&into))?, String::new()),
         (None, layer) => {
             let layer = PathBuf::from(layer.unwrap_or_default());
+            refuse_live(&options, &layer)?;
             let merge::Replaced { notes, old, options, finished_earlier } =
                 merge::replace(&options, &below, &layer)?;
             if finished_earlier {

@@ -13,7 +13,7 @@ mod commands;
 mod place;
 mod server;
 
-pub use self::client::ask;
+pub use self::client::{ask, role_of};
 pub use self::commands::Live;
 pub use self::place::{MountId, mount_at};
 pub use self::server::Control;

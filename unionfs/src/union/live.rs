@@ -95,6 +95,15 @@ impl Union {
         let tree = self.tree.enter();
         tree.stack.describe()
     }
+
+    /// Returns what a directory, by device and inode number, is in this union: `upper`, `lower`, or nothing.
+    pub fn role(&self, directory: (u64, u64)) -> Option<&'static str> {
+        let tree = self.tree.enter();
+        match &tree.stack.upper {
+            Some(upper) if upper.identity() == directory => Some("upper"),
+            _ => tree.stack.lowers.iter().any(|layer| layer.identity() == directory).then_some("lower"),
+        }
+    }
 }
 
 /// Returns options that mean the same when the current directory is another. `stack` is of the layers that they name.

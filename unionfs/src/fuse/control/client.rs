@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::GREETING;
-use super::place::{MountId, directories_of, mount_of, open_directory};
+use super::place::{MountId, directories_of, mount_of, open_directory, sockets};
 use crate::error::{Errno, Error, Result};
 use crate::sys;
 
@@ -29,7 +29,16 @@ pub fn ask(
     runtime: Option<&Path>,
 ) -> Result<std::result::Result<Vec<u8>, Vec<u8>>> {
     let (id, mount) = mount_of(path)?;
-    let mut connection = connect(path, id, mount.user, runtime)?;
+    let connection = connect(path, id, mount.user, runtime)?;
+    match talk(connection, words)?.split_first() {
+        Some((b'0', text)) => Ok(Ok(text.to_vec())),
+        Some((b'1', text)) => Ok(Err(text.to_vec())),
+        _ => Err(Error::new(Errno::PROTO).during("control", shown(path)).hint("the server ended meanwhile")),
+    }
+}
+
+/// Says what is wanted, and returns all of the answer.
+fn talk(mut connection: UnixStream, words: &[&[u8]]) -> Result<Vec<u8>> {
     let mut request = GREETING.to_vec();
     request.push(0);
     for word in words {
@@ -40,11 +49,33 @@ pub fn ask(
     connection.write_all(&request)?;
     connection.shutdown(Shutdown::Write)?;
     connection.read_to_end(&mut answer)?;
-    match answer.split_first() {
-        Some((b'0', text)) => Ok(Ok(text.to_vec())),
-        Some((b'1', text)) => Ok(Err(text.to_vec())),
-        _ => Err(Error::new(Errno::PROTO).during("control", shown(path)).hint("the server ended meanwhile")),
+    Ok(answer)
+}
+
+/// How long one of several servers that are asked may take.
+const HURRY: Duration = Duration::from_secs(2);
+
+/// Returns what a directory is to a live mount that this process may ask: `upper` or `lower`; `upper` if it is to any.
+pub fn role_of(directory: &Path, runtime: Option<&Path>) -> Result<Option<&'static str>> {
+    let stat =
+        rustix::fs::stat(directory).map_err(|errno| Error::new(errno).during("look at", shown(directory)))?;
+    let numbers = [stat.st_dev.to_string(), stat.st_ino.to_string()];
+    let words = [b"role", numbers[0].as_bytes(), numbers[1].as_bytes()];
+    let mut role = None;
+    for socket in sockets(runtime) {
+        let ask = || -> Result<Vec<u8>> {
+            let connection = UnixStream::connect(&socket)?;
+            connection.set_read_timeout(Some(HURRY))?;
+            talk(connection, &words)
+        };
+        // One that has ended, or hangs, is told from its mount and not from here.
+        match ask().as_deref() {
+            Ok(b"0upper") => return Ok(Some("upper")),
+            Ok(b"0lower") => role = Some("lower"),
+            _ => {}
+        }
     }
+    Ok(role)
 }
 
 fn shown(path: &Path) -> &[u8] {

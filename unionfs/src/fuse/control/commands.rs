@@ -53,6 +53,11 @@ impl Live {
                 text.extend_from_slice(self.modes.as_bytes());
                 Ok(text)
             }
+            [b"role", device, ino] => {
+                let number = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+                let identity = number(device).zip(number(ino)).ok_or(Errno::INVAL)?;
+                Ok(self.union.role(identity).unwrap_or_default().as_bytes().to_vec())
+            }
             [b"flush"] => self.union.sync().map(|()| Vec::new()),
             [b"rotate", upper, work] => {
                 let (upper, work) = (Path::new(OsStr::from_bytes(upper)), Path::new(OsStr::from_bytes(work)));

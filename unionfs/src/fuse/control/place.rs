@@ -131,6 +131,34 @@ pub(super) fn directories_of(user: Option<u32>, runtime: Option<&Path>) -> Vec<P
     directories
 }
 
+/// Returns the sockets of all servers that this process may ask: its user's, and for root everybody's.
+pub(super) fn sockets(runtime: Option<&Path>) -> Vec<PathBuf> {
+    let own = rustix::process::geteuid().as_raw();
+    let mut directories: Vec<(PathBuf, u32)> =
+        own_directories(runtime).into_iter().chain(["/run/unionfs".into()]).map(|path| (path, own)).collect();
+    if own == 0 {
+        let names = |directory: &str| std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let number = |name: &std::ffi::OsStr, prefix: &[u8]| {
+            std::str::from_utf8(name.as_bytes().strip_prefix(prefix)?).ok()?.parse::<u32>().ok()
+        };
+        let sessions = names("/run/user")
+            .filter_map(|entry| Some((entry.path().join("unionfs"), number(&entry.file_name(), b"")?)));
+        directories.extend(sessions);
+        let temporary =
+            names("/tmp").filter_map(|entry| Some((entry.path(), number(&entry.file_name(), b"unionfs-")?)));
+        directories.extend(temporary);
+    }
+    let trusted = directories.into_iter().filter(|(path, user)| open_directory(path, &[own, *user]).is_ok());
+    let entries = trusted.flat_map(|(path, _)| std::fs::read_dir(path).into_iter().flatten().flatten());
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|name| name != LOCK))
+        .collect()
+}
+
+/// The file in a directory of sockets that is locked while they come and go.
+pub(super) const LOCK: &str = ".lock";
+
 /// Opens a directory of sockets, if it belongs to one of `owners` and to nobody else.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 
 use super::commands::Live;
-use super::place::{MountId, open_directory, own_directories};
+use super::place::{LOCK, MountId, open_directory, own_directories};
 use super::{GREETING, REQUEST_MAX};
 use crate::error::{Errno, Error, Result};
 use crate::sys;
@@ -18,9 +18,6 @@ use crate::sys::process::in_user_namespace;
 
 /// How long a client may take to say what it wants, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The file that is locked while sockets come and go.
-const LOCK: &str = ".lock";
 
 /// The control socket of a mount. It goes with [`Control::close`].
 #[derive(Debug)]
