@@ -11,14 +11,13 @@ const GROUPS: [&str; 7] =
     ["lookup", "readdir", "small_read", "sequential", "create_unlink", "copy_up", "container_start"];
 
 /// What is measured as root of the machine as well, and how: only there may files be handed to the kernel.
-const AS_ROOT: [&str; 7] = [
+const AS_ROOT: [&str; 6] = [
     "--root",
     "--only=data,durability",
     "--subjects=native,kernel_overlay,fuse_overlayfs,unionfs",
     "--ours=data=passthrough",
     "--ours=data=passthrough,transport=dev",
     "--layers=3",
-    "--criterion-hours=0",
 ];
 
 /// What to measure; everything unknown here is for the program `perf-report` (see `-- --help`).
@@ -66,7 +65,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         let only = (!arguments.only.is_empty()).then(|| format!("--only={},criterion", words.join(",")));
         report(arguments, only)?;
     }
-    if is_root() && (arguments.only.is_empty() || words.contains(&"root")) {
+    let all_as_root = arguments.more.iter().any(|word| word == "--root");
+    if is_root() && !all_as_root && (arguments.only.is_empty() || words.contains(&"root")) {
         report(arguments, AS_ROOT.map(str::to_owned))?;
     }
     Ok(())
