@@ -105,8 +105,8 @@ fn a_watcher_holds_nothing_and_no_terminal_ends_it() {
         .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
         .collect();
     held.sort();
-    assert_eq!(held[..2], ["/dev/null", "/dev/null"]);
-    assert!(held.len() == 3 && held[2].starts_with("pipe:"), "{held:?}");
+    assert_eq!(held[..3], ["/dev/null", "/dev/null", "/dev/null"]);
+    assert!(held.len() == 4 && held[3].starts_with("pipe:"), "{held:?}");
     let session = rustix::process::getsid(rustix::process::Pid::from_raw(watcher)).unwrap();
     assert_eq!(session.as_raw_nonzero().get(), watcher, "it has a session of its own");
     assert_eq!(std::fs::read_link(format!("/proc/{watcher}/cwd")).unwrap().as_os_str(), "/");

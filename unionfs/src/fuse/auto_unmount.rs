@@ -7,15 +7,15 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use nix::sys::signal::SigSet;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::pipe::PipeFlags;
 
-use super::daemon::redirect_standard_streams;
+use super::daemon::{self, Told};
 use super::mount::{Busy, unmount};
-use super::sys;
 use crate::error::{Errno, Error, Result};
 
 /// The number of a mount that never comes back (Linux 6.8), in the request and in the answer of statx(2).
@@ -33,14 +33,8 @@ impl Watched {
     /// What pipe(2) and fork(2) answer; EDEADLK if the process has several threads.
     pub fn over(target: &Path) -> Result<Self> {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
-        let child = sys::fork()
-            .map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)).during("fork", "watcher"))?;
-        if child.is_some() {
-            return Ok(Self(File::from(writer)));
-        }
-        // What fails here nobody can be told: the streams may be gone. The mount then stays as it would without a watcher.
-        let failed = watch(File::from(reader), target).is_err();
-        std::process::exit(i32::from(failed))
+        daemon::beside(Told::ToNobody, move || watch(File::from(reader), target))?;
+        Ok(Self(File::from(writer)))
     }
 
     /// Tells the watcher which mount it is, now that it is there.
@@ -57,19 +51,13 @@ impl Watched {
 }
 
 /// Waits for the end of the server, and takes its mount away.
-fn watch(reader: File, target: &Path) -> Result<()> {
-    // What a terminal or a session's end sends is for the server, which then unmounts itself.
+fn watch(mut reader: File, target: &Path) -> Result<()> {
+    // The server's end of the pipe among them, and whatever the caller waits for.
+    daemon::keep_only(&[reader.as_fd()]);
+    // Whatever ends the server is for the server, which then unmounts itself.
     SigSet::all().thread_block().map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)))?;
-    rustix::process::setsid()?;
-    rustix::process::chdir("/")?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    redirect_standard_streams(&null)?;
-    rustix::stdio::dup2_stdin(&reader)?;
-    drop((null, reader));
-    // All others: the server's end of the pipe among them, and whatever the caller waits for.
-    sys::Inherited::at_start().close();
     let mut told = Vec::new();
-    std::io::stdin().read_to_end(&mut told)?;
+    reader.read_to_end(&mut told)?;
     if is_ours(target, &told) {
         unmount(target, Busy::Detached)?;
     }

@@ -151,7 +151,7 @@ pub(crate) enum Told {
 /// What fork(2) answers; EDEADLK if the process has several threads.
 pub(crate) fn beside(told: Told, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let forked = sys::fork().map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)));
-    if forked.map_err(|error| error.during("fork", "store"))?.is_some() {
+    if forked.map_err(|error| error.during("fork", "a process beside this one"))?.is_some() {
         return Ok(());
     }
     let alone = || -> Result<()> {
@@ -181,7 +181,7 @@ pub(crate) fn keep_only(kept: &[BorrowedFd<'_>]) {
 }
 
 /// Lets the standard streams lead to `null`.
-pub(super) fn redirect_standard_streams(null: impl AsFd) -> std::result::Result<(), Errno> {
+fn redirect_standard_streams(null: impl AsFd) -> std::result::Result<(), Errno> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)

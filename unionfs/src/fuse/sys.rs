@@ -14,8 +14,8 @@ pub(super) struct Inherited(Vec<RawFd>);
 const LAST_GUESSED: RawFd = 1023;
 
 impl Inherited {
-    /// Lists the open descriptors. To be called before this process opens any, or right after a fork by a child that never
-    /// drops what it has from its parent.
+    /// Lists the open descriptors. To be called before this process opens any, or by a forked child that neither uses nor drops
+    /// what it has from its parent.
     pub(super) fn at_start() -> Self {
         let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
             let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -69,20 +69,12 @@ pub(super) fn share_heaps() {}
 
 /// Closes all descriptors but the standard streams and those of `kept`.
 ///
-/// To be called in a process that ends without returning to the owners of the others. Before Linux 5.9 nothing happens.
+/// To be called in a process that ends without returning to the owners of the others.
 pub(super) fn keep_only(kept: &[BorrowedFd<'_>]) {
-    let mut numbers: Vec<libc::c_uint> = kept.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
-    numbers.sort_unstable();
-    let mut from = 3;
-    for kept in numbers.into_iter().chain([libc::c_uint::MAX]) {
-        if kept > from {
-            // JUSTIFICATION: neither rustix nor nix has close_range.
-            // SAFETY: the call takes integers only, and no value that owns a descriptor between them is used or dropped any
-            // more in this process.
-            let _done = unsafe { libc::syscall(libc::SYS_close_range, from, kept - 1, 0) };
-        }
-        from = from.max(kept.saturating_add(1));
-    }
+    // Not by close_range(2): before Linux 5.9 nothing would be closed.
+    let mut others = Inherited::at_start();
+    others.0.retain(|&fd| kept.iter().all(|kept| kept.as_raw_fd() != fd));
+    others.close();
 }
 
 /// Returns the number by which another program, or the text of mount options, can name a descriptor that stays open.
