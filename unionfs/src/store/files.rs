@@ -66,6 +66,9 @@ pub(super) struct Change {
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub size: Option<u64>,
+    /// By ftruncate(2) or open(2), which move times whatever the size was; truncate(2) leaves those of an empty file that
+    /// stays empty.
+    pub by_open_file: bool,
     pub atime: Option<Timestamp>,
     pub mtime: Option<Timestamp>,
 }
@@ -280,7 +283,7 @@ impl Files {
             if object.kind() != FileKind::Regular {
                 return Err(Errno::INVAL.into());
             }
-            if size != shown.size {
+            if size != 0 || shown.size != 0 || change.by_open_file {
                 (shown.size, shown.mtime) = (size, now);
             }
         }

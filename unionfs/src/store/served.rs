@@ -212,7 +212,7 @@ impl Filesystem for Server {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -220,7 +220,7 @@ impl Filesystem for Server {
         reply: ReplyAttr,
     ) {
         let (atime, mtime) = (atime.map(time), mtime.map(time));
-        let change = Change { mode, uid, gid, size, atime, mtime };
+        let change = Change { mode, uid, gid, size, by_open_file: handle.is_some(), atime, mtime };
         match self.with(|state| {
             state.files.set(ino.0, &change)?;
             attr(&state.files, ino.0)

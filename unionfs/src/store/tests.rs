@@ -234,3 +234,18 @@ fn the_epoch_is_another_one_unless_the_store_was_closed_in_order() {
     });
     assert!(epochs[0] == epochs[1] && epochs[1] == epochs[2] && epochs[2] != epochs[3]);
 }
+
+#[test]
+fn a_file_that_stays_empty_has_its_times_moved_by_an_open_file_only() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut files = open(scratch.path()).unwrap();
+    let id = file(&mut files, UPPER, "f");
+    let old = crate::request::Timestamp { sec: 1, nsec: 2 };
+    for (size, by_open_file, moves) in
+        [(5, false, true), (5, false, true), (0, false, true), (0, false, false), (0, true, true)]
+    {
+        files.set(id, &Change { mtime: Some(old), ..Change::default() }).unwrap();
+        files.set(id, &Change { size: Some(size), by_open_file, ..Change::default() }).unwrap();
+        assert_eq!(files.get(id).unwrap().shown.mtime != old, moves, "{size} {by_open_file}");
+    }
+}
