@@ -170,6 +170,28 @@ fn positions_in_a_directory_stay_while_it_changes() {
 }
 
 #[test]
+fn a_position_that_nobody_was_given_is_not_the_end() {
+    require!(Fuse, Union);
+    let scratch = e2e::mounted::scratch();
+    let tree = (0..300).fold(LayerTree::new(), |tree, n| tree.file(format!("d/f{n}"), ""));
+    let mounted = crate::union(scratch.path(), &[tree], "");
+    for _ in 0..2 {
+        let directory = File::open(mounted.root().join("d")).unwrap();
+        let listed = read_names(&directory, 0, usize::MAX);
+        let last = listed[listed.len() - 2].1;
+        for part in 0..100 {
+            rustix::fs::seek(&directory, SeekFrom::Start(last / 100 * part + 7)).unwrap();
+            let mut buffer = Vec::with_capacity(512);
+            let mut entries = RawDir::new(directory.as_fd(), buffer.spare_capacity_mut());
+            // Some name, or an error; the end would hide the names that follow.
+            let refused = entries.next().expect("the end").err();
+            assert!(matches!(refused, None | Some(rustix::io::Errno::INVAL)), "{refused:?}");
+        }
+        fs::write(mounted.root().join("d/more"), "").unwrap();
+    }
+}
+
+#[test]
 fn totals_are_those_of_the_upper_and_no_quota_hides_them() {
     require!(Fuse, Union);
     let scratch = e2e::mounted::scratch();

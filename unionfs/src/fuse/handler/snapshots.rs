@@ -13,7 +13,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use crate::dir_cache::Account;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
 use crate::handles::Snapshot;
 use crate::request::{DirEntry, Entry, NodeId};
 use crate::union::Union;
@@ -22,6 +22,8 @@ use crate::union::Union;
 const KEPT: usize = 63;
 /// Numbers of the listings of a directory are from 1 to this.
 const LAST: u64 = 127;
+/// The positions before the first name of a listing: `.` and `..`.
+const DOTS: u64 = 2;
 
 /// Positions have 24 bits and the listing's number 7, so that they fit what 32-bit programs can take.
 const SHORT_BITS: u32 = 24;
@@ -67,7 +69,8 @@ struct Kept {
     /// The numbers that listings of a directory have, a bit for each.
     numbers: HashMap<NodeId, u128>,
     account: Account,
-    last: u64,
+    /// The number that came back last because none was free.
+    came_back: u64,
 }
 
 /// What takes the names of a listing.
@@ -84,8 +87,14 @@ impl Snapshots {
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let position = Position::decode(offset);
+        if offset != 0 && position.listing == 0 {
+            return Err(never_given());
+        }
         let known = if offset == 0 { None } else { self.0.lock().resume((node, position.listing)) };
         if let Some(snapshot) = known {
+            if position.index > snapshot.listing.len() as u64 + DOTS {
+                return Err(never_given());
+            }
             match read_from(union, (node, &snapshot), position, plus, sink) {
                 // Of a directory that had this number before.
                 Err(error) if error.is(Errno::BADF) => {}
@@ -118,6 +127,11 @@ impl Snapshots {
     }
 }
 
+/// The answer to a position that no listing can have given, as ext4 and xfs give it for some.
+fn never_given() -> Error {
+    Error::new(Errno::INVAL)
+}
+
 /// Returns whether there was any name to give.
 fn read_from(
     union: &Union,
@@ -142,7 +156,7 @@ impl Default for Kept {
             ended: LruCache::unbounded(),
             numbers: HashMap::new(),
             account: Account::default(),
-            last: 0,
+            came_back: 0,
         }
     }
 }
@@ -159,10 +173,12 @@ impl Kept {
     /// Keeps a new listing and returns its number.
     fn begin(&mut self, node: NodeId, snapshot: Snapshot) -> u64 {
         let taken = self.numbers.get(&node).copied().unwrap_or(0);
-        let mut numbers = (0..LAST).map(|step| (self.last + step) % LAST + 1);
-        // Where none is free, the one that was given first comes back.
-        let number = numbers.find(|number| taken & 1 << number == 0).unwrap_or(self.last % LAST + 1);
-        self.last = number;
+        let free = (1..=LAST).find(|number| taken & 1 << number == 0);
+        // Small numbers keep positions dense: few that nobody was given lie below those that somebody was.
+        let number = free.unwrap_or_else(|| {
+            self.came_back = self.came_back % LAST + 1;
+            self.came_back
+        });
         drop(self.take_out((node, number)));
         self.account.add(snapshot.listing.weight());
         *self.numbers.entry(node).or_default() |= 1 << number;
