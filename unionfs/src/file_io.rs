@@ -241,7 +241,7 @@ pub(crate) fn truncate(
     with_upper(tree, inode, |file| {
         match resize {
             Resize::Perhaps => set_size(file, size)?,
-            Resize::Never => match sys::truncate_by_path(file.fd.as_fd(), size) {
+            Resize::Never => match keep_size(file, size) {
                 // Not for this process's user to open for writing by now, or there is no /proc.
                 Err(Errno::ACCESS | Errno::TXTBSY | Errno::NOENT) => set_size(file, size)?,
                 done => done?,
@@ -249,6 +249,14 @@ pub(crate) fn truncate(
         }
         drop_set_id(tree.stack.upper_owners(), file, kill_suidgid)
     })
+}
+
+/// Sets the size that a file has by its name.
+fn keep_size(file: &UpperFile, size: u64) -> std::result::Result<(), Errno> {
+    let parts = file.parts();
+    // The background would put the times back that it saw before.
+    let _still = parts.as_ref().map(|parts| parts.hold_still());
+    sys::truncate_by_path(file.fd.as_fd(), size)
 }
 
 fn set_size(file: &UpperFile, size: u64) -> Result<()> {
