@@ -175,9 +175,9 @@ impl Log {
     fn promise(&mut self, directory: usize) {
         let touches = |call: &Call| match *call {
             Call::Unlink(name) => name % DIRECTORIES == directory,
-            Call::Link(from, to) | Call::Rename(from, to) => {
-                from % DIRECTORIES == directory || to % DIRECTORIES == directory
-            }
+            // A link changes the directory of the new name alone; xfs promises nothing for the other one.
+            Call::Link(_, to) => to % DIRECTORIES == directory,
+            Call::Rename(from, to) => from % DIRECTORIES == directory || to % DIRECTORIES == directory,
             Call::Move(_) => false,
         };
         let last = self.calls.iter().rposition(touches).map_or(0, |last| last + 1);
