@@ -164,12 +164,8 @@ impl From<Broken> for Error {
 
 fn read(file: &OwnedFd, offset: u64, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
-    let mut done = 0;
-    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match sys::retry(|| rustix::io::pread(file, &mut *rest, offset + done as u64))? {
-            0 => return Err(Error::new(Errno::IO)),
-            got => done += got,
-        }
+    if sys::copy::read_full(file.as_fd(), &mut bytes, offset)? < len {
+        return Err(Error::new(Errno::IO));
     }
     Ok(bytes)
 }

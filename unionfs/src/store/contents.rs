@@ -48,16 +48,11 @@ impl Contents {
         let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(buffer.len());
         let wanted = buffer.get_mut(..len).unwrap_or_default();
-        let mut at = 0;
-        if let Some(file) = self.existing(id, size)? {
-            while let Some(rest) = wanted.get_mut(at..).filter(|rest| !rest.is_empty()) {
-                match sys::retry(|| rustix::io::pread(&file, &mut *rest, offset + at as u64))? {
-                    0 => break,
-                    got => at += got,
-                }
-            }
-        }
-        wanted.get_mut(at..).unwrap_or_default().fill(0);
+        let got = match self.existing(id, size)? {
+            Some(file) => sys::copy::read_full(file.as_fd(), wanted, offset)?,
+            None => 0,
+        };
+        wanted.get_mut(got..).unwrap_or_default().fill(0);
         Ok(len)
     }
 

@@ -226,13 +226,7 @@ fn damaged(errno: Errno, name: &[u8]) -> Error {
 fn read_all(file: &OwnedFd) -> Result<Vec<u8>> {
     let size = sys::stat_fd(file.as_fd())?.size;
     let mut bytes = vec![0; usize::try_from(size).map_err(|_| Errno::FBIG)?];
-    let mut at = 0;
-    while let Some(rest) = bytes.get_mut(at..).filter(|rest| !rest.is_empty()) {
-        match sys::retry(|| rustix::io::pread(file, &mut *rest, at as u64))? {
-            0 => break,
-            len => at += len,
-        }
-    }
-    bytes.truncate(at);
+    let len = sys::copy::read_full(file.as_fd(), &mut bytes, 0)?;
+    bytes.truncate(len);
     Ok(bytes)
 }

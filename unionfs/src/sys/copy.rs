@@ -73,6 +73,18 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
     Ok(at)
 }
 
+/// Reads at `offset` until `buffer` is full or the file ends. Returns how much was read.
+pub(crate) fn read_full(from: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match super::retry(|| pread(from, &mut *rest, offset + done as u64))? {
+            0 => break,
+            got => done += got,
+        }
+    }
+    Ok(done)
+}
+
 /// Writes all of `data` at `offset`.
 pub(crate) fn write_all(to: BorrowedFd<'_>, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
     while !data.is_empty() {
