@@ -187,7 +187,7 @@ fn set_times(object: Object<'_>, change: &SetAttr) -> Result<()> {
     let time = |time: Option<SetTime>| match time {
         None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        Some(SetTime::At(at)) => Timespec { tv_sec: at.sec, tv_nsec: at.nsec.into() },
+        Some(SetTime::At(at)) => at.into(),
     };
     let times = Timestamps { last_access: time(change.atime), last_modification: time(change.mtime) };
     let fd = match object {

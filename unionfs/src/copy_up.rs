@@ -13,7 +13,7 @@ pub(crate) use metadata::copy_all as copy_metadata;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags};
 
 use crate::copy_up::data::{DataCopy, Whereabouts};
 use crate::counts::add;
@@ -293,7 +293,7 @@ impl CopyUp<'_> {
         self.tree.sync_names(parent.as_fd())?;
         self.tree.mark_impure(&place.parent, parent.as_fd())?;
         // Copying an object up is no change to the directory that holds it.
-        set_times(parent.as_fd(), &before)?;
+        sys::set_both_times(parent.as_fd(), before.atime, before.mtime)?;
         {
             let mut state = self.inode.state.write();
             state.upper = Some(ino);
@@ -368,11 +368,4 @@ fn leave_lower(state: &mut State, at: &Whereabouts, blocks: u64) {
         (_, Whereabouts::Lower) => {}
         _ => state.lower_data = None,
     }
-}
-
-/// Sets the access and modification times of an open object, also of one opened for attributes only.
-pub(crate) fn set_times(fd: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
-    let time = |t: crate::request::Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
-    let times = Timestamps { last_access: time(stat.atime), last_modification: time(stat.mtime) };
-    Ok(sys::set_times(fd, &times)?)
 }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use rustix::fs::{SeekFrom, Timespec, Timestamps};
+use rustix::fs::SeekFrom;
 
 use crate::counts::{Counts, add};
 use crate::error::{Errno, Error, Result};
-use crate::request::Timestamp;
 use crate::stack::lower::LowerFile;
 use crate::stack::owners::Owners;
 use crate::sys::{self, Stat};
@@ -210,9 +209,7 @@ impl Parts {
             let before = sys::stat_fd(upper)?;
             self.copy(&mut map, upper, start..end)?;
             // Copying is no change of the file.
-            let time = |t: Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
-            let times = Timestamps { last_access: time(before.atime), last_modification: time(before.mtime) };
-            sys::set_times(upper, &times)?;
+            sys::set_both_times(upper, before.atime, before.mtime)?;
             self.note(&map);
             copied += (end - start) * map.block;
             self.begun.store(end, Ordering::Relaxed);

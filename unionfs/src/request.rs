@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows FUSE: an adapter translates between these types and its protocol.
 
+use rustix::fs::Timespec;
+
 /// The number by which the kernel module names an object while it remembers it.
 ///
 /// It identifies an object; it is not `st_ino`, which is only shown.
@@ -37,6 +39,12 @@ pub struct Timestamp {
     pub sec: i64,
     /// Nanoseconds, below 1,000,000,000.
     pub nsec: u32,
+}
+
+impl From<Timestamp> for Timespec {
+    fn from(at: Timestamp) -> Self {
+        Self { tv_sec: at.sec, tv_nsec: at.nsec.into() }
+    }
 }
 
 /// The type of a file system object.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps};
 
 use crate::error::Errno;
+use crate::request::Timestamp;
 
 pub(crate) use stat::{Stat, stat_at, stat_at_asking, stat_fd};
 
@@ -30,7 +31,7 @@ pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Sets the times of an open object, also of one that was opened for attributes only.
+/// Sets the times of an open object, as utimensat(2), also of one that was opened for attributes only.
 pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Errno> {
     match rustix::fs::utimensat(fd, c"", times, AtFlags::EMPTY_PATH) {
         Err(Errno::INVAL) => {}
@@ -38,6 +39,11 @@ pub(crate) fn set_times(fd: BorrowedFd<'_>, times: &Timestamps) -> Result<(), Er
     }
     // Before Linux 5.8 only the magic link reaches a descriptor that was opened with O_PATH.
     rustix::fs::utimensat(CWD, proc_path(fd), times, AtFlags::empty())
+}
+
+/// Sets the times of access and modification of an open object, also of one that was opened for attributes only.
+pub(crate) fn set_both_times(fd: BorrowedFd<'_>, atime: Timestamp, mtime: Timestamp) -> Result<(), Errno> {
+    set_times(fd, &Timestamps { last_access: atime.into(), last_modification: mtime.into() })
 }
 
 /// Sets the permission bits of an open object, also of one that was opened for attributes only.

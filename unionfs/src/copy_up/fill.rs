@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode};
 
+use crate::copy_up::Need;
 use crate::copy_up::data::{self, DataCopy, Whereabouts};
-use crate::copy_up::{Need, set_times};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Data, Inode, UpperFile};
 use crate::ondisk::capability;
@@ -67,7 +67,7 @@ fn copy(tree: &Tree, inode: &Inode, need: Need, file: &UpperFile, before: &Stat)
     if let Some(capability) = capability {
         sys::xattr::set(file.fd.as_fd(), capability::NAME, &capability, 0)?;
     }
-    set_times(file.fd.as_fd(), before)?;
+    sys::set_both_times(file.fd.as_fd(), before.atime, before.mtime)?;
     Ok(at)
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 
-use crate::copy_up::{Need, set_times};
+use crate::copy_up::Need;
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::record::Record;
 use crate::ondisk::{acl, capability};
@@ -58,7 +58,7 @@ pub(super) fn copy(
         }
     }
     if need != Need::Truncate {
-        set_times(to, stat)?;
+        sys::set_both_times(to, stat.atime, stat.mtime)?;
     }
     Ok(())
 }

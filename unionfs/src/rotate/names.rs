@@ -119,7 +119,7 @@ fn link_here(tree: &Tree, inode: &Inode, parent: &Arc<Inode>, name: &[u8]) -> Re
     tree.mark_impure(parent, dir.as_fd())?;
     // Listings say which layer serves a name.
     tree.table.touch(parent);
-    copy_up::set_times(dir.as_fd(), &before)
+    Ok(sys::set_both_times(dir.as_fd(), before.atime, before.mtime)?)
 }
 
 /// A directory on the way through the tree.

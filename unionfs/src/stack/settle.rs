@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 
 use crate::error::{Errno, Result};
 use crate::ondisk::Namespace;
@@ -134,8 +134,7 @@ fn revert(attributes: &Attributes, fd: BorrowedFd<'_>, namespace: Namespace, low
     // By way of 0: no byte that was written shows if the data is copied up into holes later.
     sys::retry(|| rustix::fs::ftruncate(fd, 0))?;
     sys::retry(|| rustix::fs::ftruncate(fd, lower.size))?;
-    let time = |t: crate::request::Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
-    sys::set_times(fd, &Timestamps { last_access: time(lower.atime), last_modification: time(lower.mtime) })?;
+    sys::set_both_times(fd, lower.atime, lower.mtime)?;
     attributes.remove(fd, &namespace.name(UNFINISHED))
 }
 

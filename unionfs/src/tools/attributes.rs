@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 
 use crate::error::{Errno, Result};
 use crate::request::Timestamp;
@@ -66,8 +66,7 @@ impl Attributes {
             set_xattr(fd, name, value, &mut refused)?;
         }
         if let Some((atime, mtime)) = self.times {
-            let time = |t: Timestamp| Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
-            sys::set_times(fd, &Timestamps { last_access: time(atime), last_modification: time(mtime) })?;
+            sys::set_both_times(fd, atime, mtime)?;
         }
         Ok(refused)
     }

@@ -118,7 +118,7 @@ impl Walk<'_> {
         }
         // Repairing a mark is no change to the directory that holds it.
         if sys::stat_fd(fd.as_fd())?.mtime != before.mtime {
-            set_times(fd.as_fd(), &before)?;
+            sys::set_both_times(fd.as_fd(), before.atime, before.mtime)?;
         }
         Ok(())
     }
@@ -348,11 +348,5 @@ fn resize(pin: BorrowedFd<'_>, stat: &Stat, size: u64) -> Result<()> {
         sys::xattr::set(pin, ondisk::capability::NAME, &capability, 0)?;
     }
     rustix::fs::chmodat(CWD, sys::proc_path(pin), Mode::from_raw_mode(stat.mode & 0o7777), AtFlags::empty())?;
-    set_times(pin, stat)
-}
-
-fn set_times(fd: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
-    let time = |t: crate::request::Timestamp| rustix::fs::Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() };
-    let times = rustix::fs::Timestamps { last_access: time(stat.atime), last_modification: time(stat.mtime) };
-    Ok(sys::set_times(fd, &times)?)
+    Ok(sys::set_both_times(pin, stat.atime, stat.mtime)?)
 }
