@@ -1,6 +1,7 @@
 //! Running a tier again as an ordinary user: with fusermount3, in a user namespace with or without ranges.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -106,19 +107,22 @@ fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &OsStr)])
     if role.is_some() {
         command.env("E2E_AS", word);
     }
+    // Into files: the end of a pipe would be waited for until the last server has let go of it that a failed test left.
+    let [out, err] = ["stdout", "stderr"].map(|name| scratch.path().join(name));
+    command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
     if arguments.contains(&"--ignored") {
         // The rows of a measurement show as they come.
         command.stderr(Stdio::inherit());
     }
-    let output = command.output().unwrap();
-    let stdout = String::from_utf8(output.stdout).unwrap_or_default();
-    let stderr = String::from_utf8(output.stderr).unwrap_or_default();
+    let status = command.status().unwrap();
+    let [stdout, stderr] =
+        [out, err].map(|path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned());
     for line in stderr.lines().filter(|line| !line.is_empty()) {
         crate::require::say(&format!("{line} (as {word})"));
     }
     let summary = stdout.lines().find(|line| line.starts_with("test result:")).unwrap_or("no result");
     crate::require::say(&format!("as {word}: {summary}"));
-    assert!(output.status.success(), "as {word}: {}\n{stdout}\n{stderr}", output.status);
+    assert!(status.success(), "as {word}: {status}\n{stdout}\n{stderr}");
     assert!(!summary.contains(" 0 passed"), "as {word}: no test ran: {summary}");
 }
 

@@ -37,9 +37,19 @@ fn all_ended(place: &Place) {
     assert!(wait_until(|| ended() || mounted_elsewhere(place.device.get())), "a process stays");
 }
 
+/// A server in the foreground; it does not outlive the test, which whoever runs the test waits for.
+struct Foreground(Child);
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 /// Starts a server in the foreground, with a pipe of the caller's.
-fn foreground(place: &Place) -> Child {
-    let mut child = Command::new(union_program())
+fn foreground(place: &Place) -> Foreground {
+    let child = Command::new(union_program())
         .arg("-f")
         .arg("-o")
         .arg(format!("{},auto_unmount", place.layers.options().into_string().unwrap()))
@@ -48,12 +58,19 @@ fn foreground(place: &Place) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let live = wait_until(|| std::fs::read(place.layers.target.join("f0")).is_ok());
-    if !live {
-        child.kill().unwrap();
-    }
-    assert!(live, "no mount");
-    child
+    let server = Foreground(child);
+    assert!(wait_until(|| std::fs::read(place.layers.target.join("f0")).is_ok()), "no mount");
+    server
+}
+
+/// Returns what a process has open, sorted.
+fn held_by(pid: i32) -> Vec<String> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut held: Vec<_> = descriptors
+        .filter_map(|entry| Some(std::fs::read_link(entry.path()).ok()?.display().to_string()))
+        .collect();
+    held.sort();
+    held
 }
 
 #[test]
@@ -99,14 +116,13 @@ fn a_watcher_holds_nothing_and_no_terminal_ends_it() {
     let place = place(1);
     let mut server = foreground(&place);
     let (pid, watcher) = server_and_watcher(&place);
-    assert_eq!(pid, i32::try_from(server.id()).unwrap());
-    let mut held: Vec<_> = std::fs::read_dir(format!("/proc/{watcher}/fd"))
-        .unwrap()
-        .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
-        .collect();
-    held.sort();
-    assert_eq!(held[..3], ["/dev/null", "/dev/null", "/dev/null"]);
-    assert!(held.len() == 4 && held[3].starts_with("pipe:"), "{held:?}");
+    assert_eq!(pid, i32::try_from(server.0.id()).unwrap());
+    // The mount may be live before the watcher has run for the first time.
+    let only_its_end = || {
+        let held = held_by(watcher);
+        held.len() == 4 && held[..3] == ["/dev/null"; 3] && held[3].starts_with("pipe:")
+    };
+    assert!(wait_until(only_its_end), "{:?}", held_by(watcher));
     let session = rustix::process::getsid(rustix::process::Pid::from_raw(watcher)).unwrap();
     assert_eq!(session.as_raw_nonzero().get(), watcher, "it has a session of its own");
     assert_eq!(std::fs::read_link(format!("/proc/{watcher}/cwd")).unwrap().as_os_str(), "/");
@@ -114,7 +130,7 @@ fn a_watcher_holds_nothing_and_no_terminal_ends_it() {
         signal(name, watcher);
     }
     signal("KILL", pid);
-    server.wait().unwrap();
+    server.0.wait().unwrap();
     assert!(wait_until(|| mount_type(&place.layers.target).is_none()), "a dead mount stays");
     all_ended(&place);
 }
@@ -145,7 +161,8 @@ fn a_mount_that_came_on_top_is_left_alone() {
     let target = &place.layers.target;
     rustix::mount::mount("on-top", target, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
     signal("KILL", server);
-    all_ended(&place);
+    // The mount stays, so that `all_ended` would not wait for the watcher.
+    assert!(wait_until(|| servers_of(target).is_empty()), "a process stays");
     std::fs::write(target.join("on-top"), b"x").unwrap();
     let flags = rustix::mount::UnmountFlags::empty();
     rustix::mount::unmount(target, flags).unwrap();
