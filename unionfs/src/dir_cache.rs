@@ -12,9 +12,9 @@ use crate::shards::{SHARDS, Shards};
 
 /// What is known of a directory without its names, in names.
 const NOTE_WEIGHT: usize = 4;
-/// Lookups below in a directory after which the names of its lowers are read: one that is only passed through costs
-/// less without.
-const LOOKUPS: u32 = 3;
+/// Layers that lookups in a directory may ask before the names of its lowers are read: one of few layers that is only
+/// passed through costs less without, and for `.wh.` names each of many is read at the first lookup anyway.
+const QUESTIONS: usize = 8;
 
 /// What the listings weigh that are kept together, and how much they may.
 #[derive(Debug, Default)]
@@ -65,8 +65,8 @@ enum Part {
 enum Entry {
     /// As it was at this version; for lowers those of which this is the topmost.
     Names(u64, Arc<Listing>),
-    /// Not read yet, looked up in so often.
-    Asked(u32),
+    /// Not read yet, so many layers asked for a name.
+    Asked(usize),
     /// Too many names to read them for the sake of a lookup.
     Large,
 }
@@ -119,20 +119,21 @@ impl DirCache {
         }
     }
 
-    /// Counts a lookup on the lowers of a directory that has several, of which `top` is the topmost.
-    pub(crate) fn ask_lowers(&self, serial: u64, top: u64) -> LowerNames {
+    /// Counts a lookup on the lowers of a directory that has `layers` of them, several, of which `top` is the topmost.
+    pub(crate) fn ask_lowers(&self, serial: u64, top: u64, layers: usize) -> LowerNames {
         match self.shards.of(serial).lock().get_mut(&(serial, Part::Lowers)) {
             Some(Entry::Names(of, listing)) if *of == top => return LowerNames::Names(Arc::clone(listing)),
             Some(Entry::Names(..)) => return LowerNames::Read,
             Some(Entry::Large) => return LowerNames::Unknown,
-            Some(Entry::Asked(count)) if *count + 1 >= LOOKUPS => return LowerNames::Read,
-            Some(Entry::Asked(count)) => {
-                *count += 1;
+            Some(Entry::Asked(asked)) if *asked + layers < QUESTIONS => {
+                *asked += layers;
                 return LowerNames::Unknown;
             }
+            Some(Entry::Asked(_)) => return LowerNames::Read,
+            None if layers >= QUESTIONS => return LowerNames::Read,
             None => {}
         }
-        self.keep((serial, Part::Lowers), Entry::Asked(1));
+        self.keep((serial, Part::Lowers), Entry::Asked(layers));
         LowerNames::Unknown
     }
 

@@ -44,7 +44,7 @@ impl<'a> DirView<'a> {
 }
 
 /// What is known of a name on the lowers of a directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Below {
     /// Nothing.
     Unknown,
@@ -52,20 +52,29 @@ pub(crate) enum Below {
     Absent,
     /// This layer is the topmost that has it.
     From(usize),
+    /// A directory: these layers have something under its name or hide it, topmost first, and no other.
+    In(Vec<usize>),
 }
 
 impl Below {
     /// Returns those of `lowers` where the name may be.
-    pub(crate) fn of(self, lowers: &[Arc<LowerDir>]) -> &[Arc<LowerDir>] {
+    fn of(self, lowers: &[Arc<LowerDir>]) -> Cow<'_, [Arc<LowerDir>]> {
         match self {
-            Self::Unknown => lowers,
-            Self::Absent => &[],
-            Self::From(layer) => {
-                let above = lowers.iter().take_while(|dir| dir.layer < layer).count();
-                lowers.get(above..).unwrap_or_default()
+            Self::Unknown => lowers.into(),
+            Self::Absent => Cow::default(),
+            Self::From(layer) => from_layer(lowers, layer).into(),
+            Self::In(layers) => {
+                let part =
+                    |&layer: &usize| from_layer(lowers, layer).first().filter(|dir| dir.layer == layer);
+                layers.iter().filter_map(part).cloned().collect()
             }
         }
     }
+}
+
+/// Returns the parts of a directory on the layer with this number and those below.
+pub(crate) fn from_layer(lowers: &[Arc<LowerDir>], layer: usize) -> &[Arc<LowerDir>] {
+    lowers.get(lowers.partition_point(|dir| dir.layer < layer)..).unwrap_or_default()
 }
 
 impl std::fmt::Debug for DirView<'_> {
@@ -140,9 +149,7 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
         match stack.upper()?.stat_at(upper, name) {
             Ok(stat) if stat.is_whiteout() => return Ok(None),
             Ok(stat) if dir.unmarked => return Ok(Some(Found::new(stat, Some(None)))),
-            Ok(stat) if !stat.is_dir() => {
-                return upper_file(stack, (upper, name), dir.lowers, stat);
-            }
+            Ok(stat) if !stat.is_dir() => return upper_file(stack, dir, (upper, name), stat),
             Ok(stat) => {
                 let fd = sys::open_at(upper, name, OFlags::PATH | OFlags::DIRECTORY, 0)?;
                 let attrs = marks::read_attrs(stack.attributes(), fd.as_fd(), stack.namespace, stack.follow)?;
@@ -162,18 +169,22 @@ pub(crate) fn find(stack: &LayerStack, dir: &DirView<'_>, name: &[u8]) -> Result
             Err(errno) => return Err(errno.into()),
         }
     }
-    let lowers = match &target {
+    find_below(stack, dir, target, on_upper)
+}
+
+/// Returns the parts of a directory on the lowers where the target may be.
+fn may_have<'a>(dir: &DirView<'a>, target: &Target<'_>) -> Cow<'a, [Arc<LowerDir>]> {
+    match target {
         Target::Name(name) if !dir.lowers.is_empty() => (dir.below)(name).of(dir.lowers),
-        _ => dir.lowers,
-    };
-    find_below(stack, lowers, target, on_upper)
+        _ => dir.lowers.into(),
+    }
 }
 
 /// Finds out about a file that the upper has: whole, with its data on a lower, or a whiteout by attribute.
 fn upper_file(
     stack: &LayerStack,
+    view: &DirView<'_>,
     (dir, name): (BorrowedFd<'_>, &[u8]),
-    lowers: &[Arc<LowerDir>],
     stat: Stat,
 ) -> Result<Option<Found>> {
     let mut found = Found::new(stat, Some(None));
@@ -200,7 +211,7 @@ fn upper_file(
     let redirect = found.marks.redirect.take();
     let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.into()));
     // A file whose data is nowhere cannot be shown with content that it never had.
-    let data = find_data(stack, lowers, target, 0)?.ok_or(Error::new(Errno::IO))?;
+    let data = find_data(stack, &may_have(view, &target), target, 0)?.ok_or(Error::new(Errno::IO))?;
     if let Some(mark) = &found.marks.unfinished {
         let lower = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?;
         let whole = settle::is_whole(mark, upper.writer);
@@ -216,11 +227,8 @@ fn upper_file(
 }
 
 /// Returns whether the lowers alone provide `name`: whether removing it needs a whiteout.
-pub(crate) fn below_provides(stack: &LayerStack, lowers: &[Arc<LowerDir>], name: &[u8]) -> Result<bool> {
-    if lowers.is_empty() {
-        return Ok(false);
-    }
-    Ok(find(stack, &DirView::of_lowers(lowers), name)?.is_some())
+pub(crate) fn below_provides(stack: &LayerStack, lowers: &DirView<'_>, name: &[u8]) -> Result<bool> {
+    Ok(!lowers.lowers.is_empty() && find(stack, lowers, name)?.is_some())
 }
 
 fn redirected(attrs: DirAttrs, unchanged: Target<'_>) -> Target<'_> {
@@ -239,14 +247,16 @@ fn redirected(attrs: DirAttrs, unchanged: Target<'_>) -> Target<'_> {
 /// Goes on through the lowers. `above` is the directory found so far.
 fn find_below(
     stack: &LayerStack,
-    lowers: &[Arc<LowerDir>],
+    dir: &DirView<'_>,
     mut target: Target<'_>,
     above: Option<Found>,
 ) -> Result<Option<Found>> {
+    let lowers = dir.lowers;
+    let mut may_have = may_have(dir, &target);
     let mut found = above;
     let mut dirs = Vec::new();
     let mut next_layer = 0;
-    while let Some(candidate) = next_candidate(stack, lowers, &target, next_layer)? {
+    while let Some(candidate) = next_candidate(stack, &may_have, &target, next_layer)? {
         next_layer = candidate.layer + 1;
         let more_below = !candidate.cut && next_candidate_exists(stack, lowers, &target, next_layer);
         let here = match &candidate.parent {
@@ -280,6 +290,9 @@ fn find_below(
                 if attrs.opaque || sealed {
                     break;
                 }
+                if attrs.redirect.is_some() {
+                    may_have = lowers.into();
+                }
                 target = redirected(attrs, target);
             }
         }
@@ -312,7 +325,7 @@ fn next_candidate(
     from: usize,
 ) -> Result<Option<Candidate>> {
     match target {
-        Target::Name(_) => Ok(lowers.iter().find(|dir| dir.layer >= from).map(|dir| Candidate {
+        Target::Name(_) => Ok(from_layer(lowers, from).first().map(|dir| Candidate {
             layer: dir.layer,
             parent: Some(Arc::clone(dir)),
             cut: false,
@@ -332,7 +345,7 @@ fn next_candidate_exists(
     from: usize,
 ) -> bool {
     match target {
-        Target::Name(_) => lowers.iter().any(|dir| dir.layer >= from),
+        Target::Name(_) => lowers.last().is_some_and(|dir| dir.layer >= from),
         Target::Path(_) => stack.root_from(from).is_some(),
     }
 }

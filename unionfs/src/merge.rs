@@ -1,6 +1,6 @@
 //! The listing of one directory over all its layers: each name once, nothing that is hidden.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
@@ -25,6 +25,8 @@ pub(crate) fn listed(layer: usize) -> ListedLayer {
 pub(crate) struct Listing {
     names: Vec<u8>,
     entries: Vec<Listed>,
+    /// For a directory: the layers below its topmost one that speak of its name too, by the position of its entry.
+    deeper: Vec<(u32, ListedLayer)>,
     /// Positions in the order of the names, made at the first question for a name.
     sorted: OnceLock<Vec<u32>>,
 }
@@ -53,11 +55,13 @@ pub(crate) struct ListedName<'a> {
 
 /// What a listing itself weighs, in names.
 const OWN_WEIGHT: usize = 8;
+/// So many further layers of directories weigh as much as a name.
+const LAYERS_OF_A_NAME: usize = 6;
 
 impl Listing {
     /// Returns how much memory it takes, in names, each about 50 bytes.
     pub(crate) fn weight(&self) -> usize {
-        self.len() + OWN_WEIGHT
+        self.len() + self.deeper.len() / LAYERS_OF_A_NAME + OWN_WEIGHT
     }
 
     /// Returns how many names there are.
@@ -90,11 +94,39 @@ impl Listing {
         sorted.get(found).map(|&index| index as usize)
     }
 
+    /// Returns the layers below the topmost one of the directory at `index` that have its name or hide it, topmost first:
+    /// all others have nothing to say of it. Kept by listings of lowers alone.
+    pub(crate) fn deeper(&self, index: usize) -> impl Iterator<Item = ListedLayer> {
+        let start = self.deeper.partition_point(|(of, _)| (*of as usize) < index);
+        let rest = self.deeper.get(start..).unwrap_or_default();
+        rest.iter().take_while(move |(of, _)| *of as usize == index).map(|(_, layer)| *layer)
+    }
+
     /// Gives back what was taken for growing.
     fn fit(mut self) -> Self {
+        // Layers were met from the top, each name once in each: sorting keeps both orders.
+        self.deeper.sort_unstable();
+        self.deeper.dedup();
         self.names.shrink_to_fit();
         self.entries.shrink_to_fit();
+        self.deeper.shrink_to_fit();
         self
+    }
+
+    /// Returns the position of the name that is added next.
+    fn next_position(&self) -> Option<u32> {
+        u32::try_from(self.entries.len()).ok()
+    }
+
+    /// Returns whether a layer above has decided about `name`; notes that this one speaks of a directory too.
+    fn has_decided(&mut self, seen: &Seen, name: &[u8], layer: ListedLayer) -> bool {
+        let decided = if seen.is_empty() { None } else { seen.get(name) };
+        if let Some(Some(position)) = decided
+            && self.entries.get(*position as usize).is_some_and(|entry| entry.layer != layer)
+        {
+            self.deeper.push((*position, layer));
+        }
+        decided.is_some()
     }
 
     fn push(&mut self, name: &[u8], kind: FileKind, ino: u64, layer: ListedLayer) {
@@ -106,8 +138,8 @@ impl Listing {
     }
 }
 
-/// Names already decided by a layer above; empty while only one layer is read.
-type Seen = HashSet<Box<[u8]>>;
+/// Names already decided by a layer above, with the position of a directory; empty while only one layer is read.
+type Seen = HashMap<Box<[u8]>, Option<u32>>;
 
 /// What empty regular files of one part of a directory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +170,7 @@ pub(crate) fn list(
     let layer = Layer { names: Names::Upper(upper, empty_files), number, more_below: !lowers.is_empty() };
     add_layer(&mut listing, &mut seen, stack, &layer)?;
     for entry in (0..lowers.len()).filter_map(|index| lowers.get(index)) {
-        if !seen.contains(entry.name) {
+        if !seen.contains_key(entry.name) {
             listing.push(entry.name, entry.kind, entry.ino, entry.layer);
         }
     }
@@ -184,7 +216,6 @@ enum Names<'a> {
 }
 
 fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: &Layer<'_>) -> Result<()> {
-    let filter = !seen.is_empty();
     // `.wh.NAME` speaks of the layers below only, whatever its place in this one.
     let mut whited = Vec::new();
     let hidden_here = |name: &[u8]| match layer.names {
@@ -200,12 +231,13 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
             }
             NameClass::Opaque | NameClass::Reserved => return Ok(true),
         }
-        if (filter && seen.contains(entry.name)) || hidden_here(entry.name) {
+        if hidden_here(entry.name) || listing.has_decided(seen, entry.name, layer.number) {
             return Ok(true);
         }
         let kind = shown_kind(stack, layer.names, &entry)?;
+        let position = if kind == Some(FileKind::Directory) { listing.next_position() } else { None };
         if layer.more_below {
-            seen.insert(entry.name.into());
+            seen.insert(entry.name.into(), position);
         }
         if let Some(kind) = kind {
             listing.push(entry.name, kind, entry.ino, layer.number);
@@ -218,8 +250,13 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
             sys::dirents::for_each_name(fd, |entry| add(entry).map_err(|error| error.errno()))?;
         }
     }
-    if layer.more_below {
-        seen.extend(whited);
+    for name in &whited {
+        if !listing.has_decided(seen, name, layer.number) && layer.more_below {
+            seen.insert(name.clone(), None);
+        }
+    }
+    if let Names::Lower(dir) = layer.names {
+        dir.note_whiteouts(whited);
     }
     Ok(())
 }

@@ -155,6 +155,11 @@ impl LowerDir {
         dir
     }
 
+    /// Keeps the `.wh.` names of the directory, all of whose names were just read.
+    pub(crate) fn note_whiteouts(&self, targets: Vec<Box<[u8]>>) {
+        self.marks.get_or_init(|| DirMarks { whiteouts: targets.into_iter().collect() });
+    }
+
     /// Returns the path from the layer's root, components joined by `/`, empty for the root.
     pub(crate) fn path(&self) -> Vec<u8> {
         let mut components = Vec::new();

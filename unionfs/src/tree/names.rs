@@ -9,8 +9,9 @@ use crate::counts::add;
 use crate::dir_cache::LowerNames;
 use crate::error::Result;
 use crate::inode::Inode;
-use crate::lookup::{self, Below};
+use crate::lookup::{self, Below, DirView};
 use crate::merge::{self, EmptyFiles, Listing};
+use crate::request::FileKind;
 use crate::stack::lower::LowerDir;
 
 /// Names of lowers that are read at most for the sake of lookups.
@@ -58,8 +59,8 @@ impl Tree {
     }
 
     /// Returns what is known of a name on the lowers of a directory. Where there are several, their names are read
-    /// after a few lookups: from then on one layer is asked instead of each.
-    pub(super) fn known_below(&self, dir: &Inode, lowers: &[Arc<LowerDir>], name: &[u8]) -> Below {
+    /// before many were asked: from then on only those are that have the name.
+    pub(crate) fn known_below(&self, dir: &Inode, lowers: &[Arc<LowerDir>], name: &[u8]) -> Below {
         let Some(top) = lowers.first().map(|top| top.id) else { return Below::Absent };
         if !self.policy.caches_names {
             return Below::Unknown;
@@ -67,7 +68,7 @@ impl Tree {
         let asked = match self.listings.lowers(dir.serial, top) {
             Some(names) => LowerNames::Names(names),
             None if lowers.len() == 1 => LowerNames::Unknown,
-            None => self.listings.ask_lowers(dir.serial, top),
+            None => self.listings.ask_lowers(dir.serial, top, lowers.len()),
         };
         let names = match asked {
             LowerNames::Names(names) => Some(names),
@@ -80,14 +81,21 @@ impl Tree {
             }),
         };
         let Some(names) = names else { return Below::Unknown };
-        let layer = names.find(name).and_then(|index| names.get(index)).map(|entry| entry.layer);
-        layer.map_or(Below::Absent, |layer| Below::From(usize::from(layer)))
+        let found = names.find(name).and_then(|index| Some((index, names.get(index)?)));
+        match found {
+            None => Below::Absent,
+            Some((index, entry)) if entry.kind == FileKind::Directory => {
+                Below::In(std::iter::once(entry.layer).chain(names.deeper(index)).map(usize::from).collect())
+            }
+            Some((_, entry)) => Below::From(usize::from(entry.layer)),
+        }
     }
 
     /// Returns whether the lowers alone provide a name: whether removing it needs a whiteout.
     pub(crate) fn below_provides(&self, dir: &Inode, name: &[u8]) -> Result<bool> {
         let lowers = dir.lower_dirs();
-        lookup::below_provides(&self.stack, self.known_below(dir, &lowers, name).of(&lowers), name)
+        let below = |name: &[u8]| self.known_below(dir, &lowers, name);
+        lookup::below_provides(&self.stack, &DirView { below: &below, ..DirView::of_lowers(&lowers) }, name)
     }
 }
 
@@ -151,6 +159,27 @@ mod tests {
         std::fs::write(layers.scratch.path().join("upper/late"), "up").unwrap();
         assert_eq!(lookup(&layers, "late"), Some(2), "the upper is asked");
         assert!(!layers.tree.below_provides(&layers.root, b"late").unwrap());
+    }
+
+    #[test]
+    fn a_directory_is_looked_for_only_in_the_layers_that_speak_of_it() {
+        let layers = layers(20, |at| {
+            for dir in ["lower3/d", "lower7/d", "lower17/d", "lower19/d", "lower5/e", "lower9/e"] {
+                std::fs::create_dir(at.join(dir)).unwrap();
+            }
+            std::fs::write(at.join("lower9/.wh.d"), "").unwrap();
+            std::fs::write(at.join("lower2/.wh.e"), "").unwrap();
+        });
+        let in_layers = |numbers: &[usize]| {
+            Below::In(numbers.iter().map(|number| layers.tree.stack.top + number).collect())
+        };
+        let below = |name: &[u8]| layers.tree.known_below(&layers.root, &layers.root.lower_dirs(), name);
+        assert_eq!(below(b"d"), in_layers(&[3, 7, 9, 17, 19]), "at the first lookup");
+        assert_eq!(below(b"e"), Below::Absent);
+        let (node, _) = layers.tree.lookup(&layers.root, b"d").unwrap();
+        let parts: Vec<usize> =
+            layers.tree.whole(node).unwrap().lower_dirs().iter().map(|part| part.layer).collect();
+        assert_eq!(Below::In(parts), in_layers(&[3, 7]), "the whiteout ends it");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::inode_table::Node;
 use crate::lookup::{self, DirView, Found};
 use crate::merge::{self, ListedName};
 use crate::name::FileName;
+use crate::request::FileKind;
 use crate::sys::Stat;
 use crate::tree::Tree;
 
@@ -34,8 +35,10 @@ fn find_listed(tree: &Tree, parent: &Inode, listed: &ListedName<'_>) -> Result<O
     if listed.layer == merge::listed(tree.stack.upper_number()) {
         return hold.find(listed.name);
     }
-    let serves = |dir: &crate::stack::lower::LowerDir| dir.layer == usize::from(listed.layer);
-    let Some(at) = hold.lowers.iter().position(|dir| serves(dir)) else { return Ok(None) };
-    let lowers = hold.lowers.get(at..).unwrap_or_default();
-    lookup::find(&tree.stack, &DirView::of_lowers(lowers), listed.name)
+    let lowers = lookup::from_layer(&hold.lowers, usize::from(listed.layer));
+    if listed.kind != FileKind::Directory {
+        return lookup::find(&tree.stack, &DirView::of_lowers(lowers), listed.name);
+    }
+    let below = |name: &[u8]| tree.known_below(parent, &hold.lowers, name);
+    lookup::find(&tree.stack, &DirView { below: &below, ..DirView::of_lowers(lowers) }, listed.name)
 }

@@ -189,3 +189,107 @@ proptest! {
         prop_assert_eq!(shown(&layers.open(CatalogPolicy::Auto).unwrap()), without);
     }
 }
+
+/// What is made in a layer.
+#[derive(Clone, Debug)]
+enum Made {
+    Directory,
+    File,
+    Whiteout,
+    /// A file `.wh.NAME`.
+    DotWhiteout,
+    /// A directory that hides those below it.
+    Opaque,
+    /// A directory that goes on below elsewhere.
+    Redirect(&'static str),
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn make(path: &Path, name: &str, made: &Made) -> std::io::Result<()> {
+    let mark = |attribute: &str, value: &str| {
+        std::fs::create_dir_all(path.join(name))?;
+        let dir = std::fs::File::open(path.join(name))?;
+        let name = format!("user.overlay.{attribute}");
+        Ok(sys::xattr::set(dir.as_fd(), name.as_bytes(), value.as_bytes(), 0)?)
+    };
+    std::fs::create_dir_all(path)?;
+    match made {
+        Made::Directory => std::fs::create_dir(path.join(name)),
+        Made::File => std::fs::write(path.join(name), path.as_os_str().as_encoded_bytes()),
+        Made::Whiteout => {
+            let device = rustix::fs::FileType::CharacterDevice;
+            Ok(rustix::fs::mknodat(CWD, path.join(name), device, Mode::empty(), 0)?)
+        }
+        Made::DotWhiteout => std::fs::write(path.join(format!(".wh.{name}")), ""),
+        Made::Opaque => mark("opaque", "y"),
+        Made::Redirect(target) => mark("redirect", target),
+    }
+}
+
+/// Everything that lookups find without a listing.
+fn found(union: &Union) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut pending = vec![(NodeId::ROOT, String::new())];
+    while let Some((node, path)) = pending.pop() {
+        for name in NAMES {
+            let path = format!("{path}/{name}");
+            match union.lookup(node, name.as_bytes()) {
+                Ok(entry) => {
+                    lines.push(format!("{path} {:?} {}", entry.attr.kind, entry.attr.ino));
+                    if entry.attr.kind == FileKind::Directory {
+                        pending.push((entry.node, path));
+                    }
+                }
+                Err(error) => lines.push(format!("{path} {:?}", error.errno())),
+            }
+        }
+    }
+    lines
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    /// A mount that remembers no names asks every layer; it is the judge.
+    #[test]
+    fn names_of_many_layers_known_at_once_are_what_asking_each_layer_finds(
+        objects in prop::collection::vec(
+            (
+                0_usize..12,
+                prop::collection::vec(prop::sample::select(&NAMES[..]), 0..3),
+                prop::sample::select(&NAMES[..]),
+                prop_oneof![
+                    6 => Just(Made::Directory),
+                    4 => Just(Made::File),
+                    1 => Just(Made::Whiteout),
+                    1 => Just(Made::DotWhiteout),
+                    1 => Just(Made::Opaque),
+                    1 => prop::sample::select(&["b", "/c", "/a/b", "/d/a"][..]).prop_map(Made::Redirect),
+                ],
+            ),
+            60..200,
+        ),
+        layers in 1_usize..12,
+    ) {
+        let scratch = tempfile::tempdir().unwrap();
+        let lowerdir: Vec<PathBuf> =
+            (0..layers).map(|layer| scratch.path().join(layer.to_string())).collect();
+        lowerdir.iter().for_each(|layer| std::fs::create_dir(layer).unwrap());
+        for (layer, path, name, made) in objects {
+            // Where something else is in the way already, there is one object less.
+            make(&scratch.path().join((layer % layers).to_string()).join(path.join("/")), name, &made).ok();
+        }
+        let options = MountOptions { userxattr: true, ..MountOptions::new(lowerdir.clone(), None) };
+        let open = |catalog, timeout| Union::open(&MountOptions { catalog, timeout, ..options.clone() }).unwrap();
+        let judge = found(&open(CatalogPolicy::Off, 0.0));
+        let listed = shown(&open(CatalogPolicy::Off, 0.0));
+        prop_assert_eq!(&found(&open(CatalogPolicy::Off, 1.0)), &judge);
+        prop_assert_eq!(&shown(&open(CatalogPolicy::Off, 1.0)), &listed);
+        lowerdir.iter().for_each(|layer| drop(build(layer).unwrap()));
+        let union = open(CatalogPolicy::Require, 1.0);
+        prop_assert_eq!(&found(&union), &judge);
+        prop_assert_eq!(&shown(&union), &listed);
+        prop_assert_eq!(&shown(&open(CatalogPolicy::Require, 1.0)), &listed);
+    }
+}

@@ -9,7 +9,7 @@ use super::Report;
 use super::sidecar::Damaged;
 use super::work::names;
 use crate::error::{Errno, Error, Result};
-use crate::lookup::{self, LowerPart};
+use crate::lookup::{self, DirView, LowerPart};
 use crate::ondisk::unfinished::UNFINISHED;
 use crate::ondisk::{self, NameClass, Namespace, origin};
 use crate::request::FileKind;
@@ -151,7 +151,7 @@ impl Walk<'_> {
     /// Returns whether it is known that nothing below provides `name`.
     fn hides_nothing(&self, place: &Place<'_>, name: &[u8]) -> Result<bool> {
         let Some(parts) = place.parts else { return Ok(false) };
-        Ok(!lookup::below_provides(self.stack, below(parts), name)?)
+        Ok(!lookup::below_provides(self.stack, &DirView::of_lowers(below(parts)), name)?)
     }
 
     /// A file `.wh.NAME`, which kernel overlayfs does not read.
