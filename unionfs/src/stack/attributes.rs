@@ -57,6 +57,11 @@ impl Attributes {
         self.names(Object::Open(fd), || sys::xattr::list(fd))
     }
 
+    /// As [`Self::list`], of a directory that was opened for attributes only.
+    pub(crate) fn list_dir(&self, dir: BorrowedFd<'_>) -> Result<Vec<u8>> {
+        self.names(Object::Open(dir), || sys::xattr::list_dir(dir))
+    }
+
     /// Returns the names of the attributes of the object `file` in `dir`, a symbolic link not followed.
     pub(crate) fn list_at(&self, dir: BorrowedFd<'_>, file: &[u8]) -> Result<Vec<u8>> {
         self.names(Object::At(dir, file), || sys::xattr::list_at(dir, file))

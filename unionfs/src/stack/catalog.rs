@@ -74,6 +74,8 @@ pub(crate) struct Catalog {
     file: OwnedFd,
     header: Header,
     blocks: Arc<Blocks>,
+    /// That of the layer's root, from its comparison with the layer until the root is described.
+    root: Mutex<Option<Arc<Block>>>,
 }
 
 impl Catalog {
@@ -114,12 +116,22 @@ impl Catalog {
         if header.ids != viewer.ids || (viewer.trusted && !header.trusted) {
             return Ok(Some(Err("it was made in another user namespace or with less privilege")));
         }
-        Ok(Some(Ok(Self { file, header, blocks: Arc::clone(blocks) })))
+        Ok(Some(Ok(Self { file, header, blocks: Arc::clone(blocks), root: Mutex::default() })))
     }
 
     /// Returns where the block of the layer's root is.
     pub(crate) const fn root(&self) -> BlockAt {
         self.header.root
+    }
+
+    /// Holds the block of the root, which is as it was, until it is taken.
+    pub(crate) fn hold_root(&self, block: Block) {
+        *self.root.lock() = Some(Arc::new(block));
+    }
+
+    /// Returns the block of the root, once.
+    pub(crate) fn take_root(&self) -> Option<Arc<Block>> {
+        self.root.lock().take()
     }
 
     /// Returns the block of the directory with this number, if it is in memory.

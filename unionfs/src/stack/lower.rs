@@ -20,15 +20,15 @@ use rustix::fs::OFlags;
 
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
-use crate::ondisk::Namespace;
 use crate::ondisk::catalog::{BlockAt, Object};
 use crate::ondisk::record::Record;
 use crate::ondisk::unfinished::Writer;
+use crate::ondisk::{self, Namespace};
 use crate::request::FileKind;
 use crate::stack::attributes::Attributes;
 use crate::stack::catalog::Catalog;
 use crate::stack::dir_fds::{DirFds, DirKey};
-use crate::stack::marks::{self, DirMarks, Follow};
+use crate::stack::marks::{self, DirAttrs, DirMarks, Follow};
 use crate::stack::mount_ids::MountIds;
 use crate::stack::owners::{Owners, record_of};
 use crate::stack::settle;
@@ -192,14 +192,22 @@ impl LowerLayer {
 
     /// Describes the root directory; also tells whether it hides the layers below.
     pub(crate) fn root_dir(&self, number: usize, namespace: Namespace) -> Result<(Arc<LowerDir>, bool)> {
-        let attrs = if self.bare_root {
-            marks::without_attributes(self.root.as_fd())
-        } else {
-            marks::read_attrs(&self.attributes, self.root.as_fd(), namespace, Follow::Yes)?
+        // It was compared with the layer a moment ago.
+        let block = self.catalog.as_ref().and_then(|catalog| catalog.take_root());
+        let attrs = match &block {
+            Some(block) if self.bare_root => {
+                let opaque = block.find(ondisk::OPAQUE_FILE, 0).is_some();
+                DirAttrs { opaque, ..DirAttrs::default() }
+            }
+            None if self.bare_root => marks::without_attributes(self.root.as_fd()),
+            _ => marks::read_attrs(&self.attributes, self.root.as_fd(), namespace, Follow::Yes)?,
         };
         let root = LowerDir::new(number, None, b"", &self.root_stat, attrs.xattr_whiteouts);
         if let Some(catalog) = &self.catalog {
             root.block.get_or_init(|| catalog.root());
+            if let Some(block) = block {
+                catalog.keep(root.id, &block);
+            }
         }
         Ok((root, attrs.opaque))
     }

@@ -51,7 +51,7 @@ pub(crate) fn read_attrs(
 ) -> Result<DirAttrs> {
     let mut attrs = DirAttrs::default();
     let redirect_name = namespace.name("redirect");
-    let list = match attributes.list(dir) {
+    let list = match attributes.list_dir(dir) {
         Ok(list) => list,
         Err(error) if matches!(error.errno(), Errno::OPNOTSUPP | Errno::NOSYS) => Vec::new(),
         Err(error) => return Err(error),

@@ -65,6 +65,15 @@ pub(crate) fn list(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     })
 }
 
+/// As [`list`], of a directory that was opened for attributes only: the first call of `list` would be in vain.
+pub(crate) fn list_dir(dir: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let listed = fill(|buffer| at::list(dir, b".", buffer));
+    match listed {
+        Err(Errno::NOTDIR | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => list(dir),
+        listed => listed,
+    }
+}
+
 fn path_in(dir: BorrowedFd<'_>, file: &[u8]) -> Vec<u8> {
     [super::proc_path(dir).as_bytes(), b"/", file].concat()
 }

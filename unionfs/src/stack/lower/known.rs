@@ -31,7 +31,7 @@ impl LowerLayer {
             return Ok(Usable::No("the layer's owners are not those of its inodes"));
         }
         match catalog.read(catalog.root()) {
-            Ok(block) if is_unchanged(&block, &self.root_stat) => {}
+            Ok(block) if is_unchanged(&block, &self.root_stat) => catalog.hold_root(block),
             Ok(_) => return Ok(Usable::No("the layer is another one, or has changed")),
             Err(_) => return Ok(Usable::No("it is damaged")),
         }
@@ -50,8 +50,9 @@ impl LowerLayer {
         }
         let load = || -> Result<Option<Arc<Block>>> {
             let block = Arc::new(catalog.read(at)?);
-            let now = sys::stat_fd(self.dir_fd(fds, dir)?.as_fd())?;
-            Ok(is_unchanged(&block, &now).then_some(block))
+            let now = self.stat_in_place(fds, dir)?;
+            let covered = dir.parent.is_some() && now.mount_root;
+            Ok((!covered && is_unchanged(&block, &now)).then_some(block))
         };
         match load() {
             Ok(Some(block)) => {
@@ -62,6 +63,15 @@ impl LowerLayer {
             Err(error) => self.distrust(dir, &error.to_string()),
         }
         None
+    }
+
+    /// Returns the attributes of what is where a directory was. It is not opened for that: most of those that are looked up
+    /// have no subdirectories, and are not needed open.
+    fn stat_in_place(&self, fds: &DirFds, dir: &LowerDir) -> Result<Stat> {
+        Ok(match &dir.parent {
+            Some(parent) => sys::stat_at(self.dir_fd(fds, parent)?.as_fd(), &dir.name)?,
+            None => sys::stat_fd(self.top(dir).as_fd())?,
+        })
     }
 
     /// Reads the directory from the layer from now on, and all below it.

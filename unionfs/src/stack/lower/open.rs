@@ -78,7 +78,7 @@ impl<'a> Opener<'a> {
             }
             Err(_) => plain,
         };
-        let names = match sys::xattr::list(root.as_fd()) {
+        let names = match sys::xattr::list_dir(root.as_fd()) {
             Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
             names => names,
         };
