@@ -79,6 +79,12 @@ impl Layers {
         Self { lowers, upper: Some(upper), work: Some(work), target, extra }
     }
 
+    /// Returns the same layers without an upper, and without more options: the upper is the topmost lower.
+    pub fn read_only(&self) -> Self {
+        let lowers = self.upper.iter().chain(&self.lowers).cloned().collect();
+        Self { lowers, upper: None, work: None, target: self.target.clone(), extra: String::new() }
+    }
+
     /// Returns the text for `-o`.
     pub fn options(&self) -> OsString {
         let mut text = OsString::from("lowerdir=");

@@ -130,6 +130,15 @@ impl Snapshot {
         self.nodes.values_mut().for_each(|node| drop(node.xattrs.remove(name)));
     }
 
+    /// Puts owner, group and mode in the place of those of each object for which `read` finds them.
+    pub fn owners_from(&mut self, mut read: impl FnMut(&mut Node) -> Option<(u32, u32, u32)>) {
+        for node in self.nodes.values_mut() {
+            if let Some(found) = read(node) {
+                (node.uid, node.gid, node.mode) = found;
+            }
+        }
+    }
+
     /// Makes what an archive without pax headers does not hold equal: times and extended attributes.
     pub fn forget_times_and_xattrs(&mut self) {
         for node in self.nodes.values_mut() {
