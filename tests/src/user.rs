@@ -115,8 +115,10 @@ fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &OsStr)])
         command.stderr(Stdio::inherit());
     }
     let status = command.status().unwrap();
-    let [stdout, stderr] =
-        [out, err].map(|path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned());
+    let [stdout, stderr] = [out, err].map(|path| {
+        String::from_utf8(std::fs::read(path).unwrap())
+            .unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string())
+    });
     for line in stderr.lines().filter(|line| !line.is_empty()) {
         crate::require::say(&format!("{line} (as {word})"));
     }
