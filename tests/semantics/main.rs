@@ -8,6 +8,7 @@ mod idmapped;
 mod kernel;
 mod layers;
 mod names;
+mod numbers;
 mod owners;
 mod read_only;
 mod records;
@@ -86,6 +87,7 @@ fn as_an_ordinary_user_through_fusermount3() {
         "formats::",
         "layers::",
         "names::",
+        "numbers::",
         "read_only::",
         "storage::",
         "upper::",

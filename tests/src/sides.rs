@@ -106,15 +106,15 @@ impl Side for Union {
     }
 }
 
-/// Returns what stands in a workdir beside empty directories, the index, and the sidecar of what is in the upper beside
-/// it.
+/// Returns what stands in a workdir beside empty directories, the index, the inode numbers, and the sidecar of what is in
+/// the upper beside it.
 pub fn leftovers(work: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(work).into_iter().flatten().flatten() {
         let path = entry.path();
         let inner = || std::fs::read_dir(&path).into_iter().flatten().flatten().map(|inner| inner.path());
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.push(path);
+            found.extend(Some(path).filter(|_| entry.file_name() != "numbers"));
         } else if entry.file_name() == "sidecar" {
             let numbers = inode_numbers(&[work.with_file_name("upper"), work.join("index")]);
             let speaks_of_nothing = |path: &PathBuf| {

@@ -150,7 +150,7 @@ impl CopyUp<'_> {
         let fd = self.make(&temp, source, stat)?;
         let new = sys::stat_fd(fd.as_fd())?;
         self.upper.workdir.attributes.born(fd.as_fd())?;
-        let index = self.mark_origin(fd.as_fd(), stat)?;
+        let index = self.mark_origin((fd.as_fd(), &new), stat)?;
         let has_data = stat.kind() == FileKind::Regular && stat.size > 0;
         let data = match self.need {
             Need::Data | Need::Safe if has_data => {
@@ -181,12 +181,20 @@ impl CopyUp<'_> {
 
     /// Stores where the object comes from: the lower's record, and the number it is shown with. Tells its place in the
     /// index if it has several names.
-    fn mark_origin(&self, fd: BorrowedFd<'_>, stat: &Stat) -> Result<Option<Box<Indexed>>> {
+    fn mark_origin(&self, (fd, new): (BorrowedFd<'_>, &Stat), stat: &Stat) -> Result<Option<Box<Indexed>>> {
         let Some(namespace) = self.upper.features.namespace else { return Ok(None) };
         let (lower, lost) = {
             let state = self.inode.state.read();
             (state.lower.clone(), state.lost_links)
         };
+        if let Some(numbers) = self.tree.stack.numbers_for(new) {
+            numbers.born(new);
+            if let (Lower::File(dir, ..), 1) = (&lower, stat.nlink) {
+                self.tree.stack.note_number(new, dir, stat, self.inode.ino())?;
+            }
+            // Without marks one with several names becomes another object.
+            return Ok(None);
+        }
         let record = match &lower {
             Lower::File(dir, name, _) => index::lower_record(&self.tree.stack, dir, name.as_bytes())?,
             Lower::Dirs(dirs) => {

@@ -299,6 +299,9 @@ impl Target<'_> {
     fn enter(&self, stat: Stat, fresh_dir: bool) -> Result<(Arc<Inode>, Stat)> {
         self.tree.table.touch(self.parent);
         let version = self.parent.version.load(Ordering::Acquire);
+        if let Some(numbers) = self.tree.stack.numbers_for(&stat) {
+            numbers.born(&stat);
+        }
         let found = Found::new(stat, Some(None));
         let entered = self.tree.enter(self.parent, FileName::new(self.name)?, found, version)?;
         let (node, stat) = entered.ok_or(Error::new(Errno::IO))?;

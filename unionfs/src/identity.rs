@@ -169,10 +169,11 @@ fn stored_ino(tree: &Tree, parent: &Inode, entry: &ListedName<'_>) -> Option<u64
     if !on_upper {
         let dir = parent.lower_dirs().iter().find(|dir| dir.layer == number).map(Arc::clone)?;
         let (stack, layer) = (&tree.stack, tree.stack.lower(&dir).ok()?);
-        return layer.kept_ino(stack, &dir, entry.name);
+        return layer.kept_ino(stack, &dir, entry.name, entry.ino);
     }
     let (stack, dir) = (&tree.stack, tree.upper_fd(parent).ok()?);
-    stack.marked_ino(|mark| {
-        stack.attributes().get_at(dir.as_fd(), entry.name, &stack.namespace.name(mark)).ok()
-    })
+    let recorded = || stack.numbers.as_ref()?.find_at(dir.as_fd(), entry.name, entry.ino);
+    let marked =
+        |mark: &str| stack.attributes().get_at(dir.as_fd(), entry.name, &stack.namespace.name(mark)).ok();
+    recorded().or_else(|| stack.marked_ino(marked))
 }

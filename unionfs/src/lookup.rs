@@ -188,6 +188,10 @@ fn upper_file(
     stat: Stat,
 ) -> Result<Option<Found>> {
     let mut found = Found::new(stat, Some(None));
+    if let Some(ino) = stack.recorded_ino(&stat) {
+        found.marks.ino = ino;
+        return Ok(Some(found));
+    }
     let read_marks = || marks::read_file_marks(stack.attributes(), dir, name, stack.namespace, stack.follow);
     found.marks = read_marks()?;
     if found.marks.whiteout && stat.kind() == FileKind::Regular && stat.size == 0 {
@@ -275,7 +279,7 @@ fn find_below(
                     let (data, stat) = lower_data(stack, lowers, &parent, &target, stat)?;
                     let mut found = Found { data, ..Found::new(stat, None) };
                     let (layer, name) = (stack.lower(&parent)?, target.name());
-                    found.marks.ino = layer.kept_ino(stack, &parent, name);
+                    found.marks.ino = layer.kept_ino(stack, &parent, name, stat.ino);
                     found.lower = LowerPart::File(parent);
                     return Ok(Some(found));
                 }

@@ -5,6 +5,7 @@ pub mod acl;
 pub mod capability;
 pub(crate) mod catalog;
 pub mod metacopy;
+pub mod numbers;
 pub mod origin;
 pub mod record;
 pub mod sidecar;

@@ -62,6 +62,7 @@ pub(crate) fn rotate(tree: &Tree, next: UpperLayer, options: &MountOptions) -> R
         rustix::fs::syncfs(now.root_fd())?;
         now.workdir.unmark_volatile();
     }
+    rotated.stack.take_numbers_over(&tree.stack);
     // From here on nothing can fail.
     for inode in &nodes {
         sunk.sink(&rotated, inode);

@@ -7,6 +7,7 @@ pub(crate) mod lease;
 pub(crate) mod lower;
 pub(crate) mod marks;
 mod mount_ids;
+pub(crate) mod numbers;
 mod origins;
 pub(crate) mod owners;
 pub(crate) mod probe;
@@ -35,6 +36,7 @@ use dir_fds::DirFds;
 use lower::open::Opener;
 use lower::{LowerDir, LowerLayer};
 use marks::Follow;
+use numbers::Numbers;
 use origins::Origins;
 use owners::Owners;
 use probe::Features;
@@ -79,6 +81,8 @@ pub(crate) struct LayerStack {
     devices: Arc<RwLock<Vec<u64>>>,
     /// Which numbers origins speak of.
     origins: Origins,
+    /// Numbers of upper objects that can hold no mark, where there are such.
+    pub numbers: Option<Arc<Numbers>>,
 }
 
 impl LayerStack {
@@ -124,19 +128,26 @@ impl LayerStack {
         let names = lowers.len() - options.datadir.len();
         let (roots, data_roots) = describe_roots(&mut lowers, names, FIRST_TOP, namespace)?;
         check_verity(options, &lowers, &mut notices)?;
-        let mut devices: Vec<u64> = upper.iter().map(|upper| upper.identity().0).collect();
-        for layer in &lowers {
-            if !devices.contains(&layer.identity().0) {
-                devices.push(layer.identity().0);
-            }
-        }
         let fds = no_fds();
         let follow = if options.follows_redirects() { Follow::Yes } else { Follow::No };
-        let devices = Arc::new(RwLock::new(devices));
+        let devices = Arc::new(RwLock::new(devices_of(upper.as_deref(), &lowers)));
         let (top, xino) = (FIRST_TOP, options.xino);
         let origins = Origins::of(&lowers);
-        let stack =
-            Self { upper, lowers, top, roots, data_roots, fds, namespace, follow, xino, devices, origins };
+        let mut stack = Self {
+            upper,
+            lowers,
+            top,
+            roots,
+            data_roots,
+            fds,
+            namespace,
+            follow,
+            xino,
+            devices,
+            origins,
+            numbers: None,
+        };
+        stack.use_numbers(options.workdir.as_deref(), &mut notices);
         Ok((stack, notices))
     }
 
@@ -227,6 +238,17 @@ impl LayerStack {
         });
         index as u64
     }
+}
+
+/// Returns the devices of the layers, each once, that of the upper first.
+fn devices_of(upper: Option<&UpperLayer>, lowers: &[LowerLayer]) -> Vec<u64> {
+    let mut devices: Vec<u64> = upper.iter().map(|upper| upper.identity().0).collect();
+    for layer in lowers {
+        if !devices.contains(&layer.identity().0) {
+            devices.push(layer.identity().0);
+        }
+    }
+    devices
 }
 
 /// Makes the cache of directory descriptors.

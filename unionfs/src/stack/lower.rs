@@ -267,6 +267,11 @@ impl LowerLayer {
         (self.root_stat.dev, self.root_stat.ino)
     }
 
+    /// Returns the attributes that the root had when it was opened.
+    pub(crate) fn root_stat(&self) -> &Stat {
+        &self.root_stat
+    }
+
     /// Returns file system totals.
     pub(crate) fn statvfs(&self) -> Result<rustix::fs::StatVfs> {
         Ok(rustix::fs::fstatvfs(&self.root)?)

@@ -35,16 +35,25 @@ impl Origins {
         Self(known.into())
     }
 
+    fn file_system(&self, uuid: &[u8; 16]) -> Option<&FileSystem> {
+        let named = |file_system: &&FileSystem| file_system.uuid == *uuid;
+        match &*self.0 {
+            // There is no other: the record may have been written with another `uuid=`.
+            [only] => Some(only),
+            several if several.iter().filter(named).count() == 1 => several.iter().find(named),
+            _ => None,
+        }
+    }
+
+    /// Returns the device of the file system that records name so; `None` where that cannot be told.
+    pub(super) fn device_of(&self, uuid: &[u8; 16]) -> Option<u64> {
+        self.file_system(uuid).map(|file_system| file_system.device)
+    }
+
     /// Returns device and inode number of the object that a record speaks of; `None` where that cannot be told.
     fn find(&self, record: &[u8]) -> Option<(u64, u64)> {
         let Parts { uuid, kind, handle } = origin::parts(record)?;
-        let named = |file_system: &&FileSystem| file_system.uuid == uuid;
-        let file_system = match &*self.0 {
-            // There is no other: the record may have been written with another `uuid=`.
-            [only] => only,
-            several if several.iter().filter(named).count() == 1 => several.iter().find(named)?,
-            _ => return None,
-        };
+        let file_system = self.file_system(&uuid)?;
         let ino = origin::ino_of_handle(kind, handle).filter(|_| file_system.numbered)?;
         Some((file_system.device, ino))
     }

@@ -37,6 +37,7 @@ impl LayerStack {
             xino: self.xino,
             devices: Arc::clone(&self.devices),
             origins: self.origins.clone(),
+            numbers: self.numbers.clone(),
         })
     }
 

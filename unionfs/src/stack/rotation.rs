@@ -90,6 +90,7 @@ impl LayerStack {
             roots.extend(self.roots.iter().cloned());
         }
         Ok(Self {
+            numbers: self.next_numbers(&next)?,
             upper: Some(std::sync::Arc::new(next)),
             origins: Origins::of(&lowers),
             lowers,

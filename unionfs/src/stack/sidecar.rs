@@ -332,7 +332,8 @@ fn birth(time: crate::request::Timestamp) -> Vec<u8> {
     [&time.sec.to_le_bytes()[..], &time.nsec.to_le_bytes()].concat()
 }
 
-fn is_empty(dir: BorrowedFd<'_>) -> Result<bool> {
+/// Returns whether a directory is empty.
+pub(super) fn is_empty(dir: BorrowedFd<'_>) -> Result<bool> {
     let mut empty = true;
     let readable = sys::open_at(dir, b".", OFlags::RDONLY | OFlags::DIRECTORY, 0)?;
     sys::dirents::for_each_name(readable.as_fd(), |_| {

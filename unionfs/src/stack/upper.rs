@@ -116,6 +116,11 @@ impl UpperLayer {
         (named(&options.upperdir, self.root_fd()), named(&options.workdir, self.workdir.base_fd()))
     }
 
+    /// Returns the attributes that the root had when it was opened.
+    pub(crate) fn root_stat(&self) -> &Stat {
+        &self.root_stat
+    }
+
     /// Returns the device and inode number of the root.
     pub(crate) fn identity(&self) -> (u64, u64) {
         (self.root_stat.dev, self.root_stat.ino)

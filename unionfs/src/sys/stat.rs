@@ -55,6 +55,11 @@ impl Stat {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
+    /// Returns whether the kernel lets the inode have attributes in `user.*`.
+    pub(crate) const fn may_have_user_attributes(&self) -> bool {
+        matches!(self.inode_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR)
+    }
+
     /// Returns whether this is the whiteout of kernel overlayfs: a character device 0:0.
     pub(crate) const fn is_whiteout(&self) -> bool {
         self.inode_mode & libc::S_IFMT == libc::S_IFCHR && self.rdev == 0

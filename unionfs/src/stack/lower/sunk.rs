@@ -59,8 +59,8 @@ impl LowerLayer {
         self.was_upper |= !self.bare_root && mark().is_ok();
     }
 
-    /// Returns the inode number that `name` in `dir` was shown with before, if it says so.
-    pub(crate) fn kept_ino(&self, stack: &LayerStack, dir: &LowerDir, name: &[u8]) -> Option<u64> {
+    /// Returns the inode number that `name` in `dir`, whose own number is `ino`, was shown with before, if that is known.
+    pub(crate) fn kept_ino(&self, stack: &LayerStack, dir: &LowerDir, name: &[u8], ino: u64) -> Option<u64> {
         if !self.was_upper || dir.sealed {
             return None;
         }
@@ -69,6 +69,8 @@ impl LowerLayer {
         if !dir.impure.get_or_init(impure) {
             return None;
         }
-        stack.marked_ino(|mark| self.attributes.get_at(fd.as_fd(), name, &stack.namespace.name(mark)).ok())
+        let recorded = stack.numbers.as_ref().and_then(|numbers| numbers.find_at(fd.as_fd(), name, ino));
+        let marked = |mark: &str| self.attributes.get_at(fd.as_fd(), name, &stack.namespace.name(mark)).ok();
+        recorded.or_else(|| stack.marked_ino(marked))
     }
 }
