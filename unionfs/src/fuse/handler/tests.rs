@@ -62,17 +62,20 @@ fn handler_of(options: &MountOptions, kernel: impl Register + 'static) -> Handle
 }
 
 fn ask(handler: &Handler, node: u64, request: &Request<'_>, out: &mut [u8]) -> Outcome {
-    let header = Header {
+    handler.dispatch(&Header { node: NodeId(node), ..header() }, request, out)
+}
+
+fn header() -> Header {
+    Header {
         len: 0,
         opcode: Opcode::Lookup.number(),
         unique: 2,
-        node: NodeId(node),
+        node: NodeId::ROOT,
         uid: 0,
         gid: 0,
         pid: 1,
         extensions_len: 0,
-    };
-    handler.dispatch(&header, request, out)
+    }
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -327,4 +330,31 @@ fn only_upper_files_without_set_id_bits_are_handed_over() {
     assert!(!flags.contains(OpenReply::PASSTHROUGH), "who writes decides about the bits");
     assert!(!flags.contains(OpenReply::KEEP_CACHE), "the page cache has not seen what was written");
     ask(&handler, node, &release(writer), &mut out);
+}
+
+#[test]
+fn only_large_files_make_a_copy_or_an_ioctl_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let handler = handler(dir.path(), 1, DataMode::Cached);
+    let large = std::fs::File::create(dir.path().join("lower/large")).unwrap();
+    large.set_len((128 << 10) + 1).unwrap();
+    let [small, large] =
+        ["f0", "large"].map(|name| handler.union.lookup(NodeId::ROOT, name.as_bytes()).unwrap().node);
+    let is_long = |node: NodeId, request: &Request<'_>, careful| {
+        let header = Header { node, ..header() };
+        handler.may_take_long(&header, request, careful)
+    };
+    let copy = |node_out| {
+        let copy =
+            CopyIn { fh_in: Fh(0), off_in: 0, node_out, fh_out: Fh(0), off_out: 0, len: u64::MAX, flags: 0 };
+        Request::CopyFileRange64(copy)
+    };
+    assert!(!is_long(small, &copy(small), false));
+    assert!(is_long(small, &copy(large), false));
+    assert!(is_long(large, &copy(small), false));
+    assert!(is_long(small, &copy(small), true), "others waited for a disk");
+    let ioctl = Request::Ioctl { fh: Fh(0), flags: 0, cmd: 0x5401, arg: 0, data: &[], out_size: 0 };
+    assert!(!is_long(small, &ioctl, false));
+    assert!(!is_long(large, &ioctl, false), "attributes copy no data");
+    assert!(is_long(small, &ioctl, true));
 }

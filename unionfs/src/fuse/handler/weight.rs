@@ -16,10 +16,11 @@ impl Handler {
             Request::Fsync { .. }
             | Request::Fsyncdir { .. }
             | Request::Syncfs
-            | Request::Fallocate { .. }
-            | Request::Ioctl { .. }
-            | Request::CopyFileRange(_)
-            | Request::CopyFileRange64(_) => true,
+            | Request::Fallocate { .. } => true,
+            // `cp -r` makes one for each file.
+            Request::CopyFileRange(copy) | Request::CopyFileRange64(copy) => {
+                careful || !self.is_small(header.node) || !self.is_small(copy.node_out)
+            }
             // What changes a lower file copies it up first, all of it.
             Request::Open { flags, .. } => {
                 careful
@@ -38,7 +39,8 @@ impl Handler {
             Request::Link { node, .. } => {
                 careful || self.copies_much(*node) || self.union.waits_to_move(*node)
             }
-            Request::Setxattr { .. } | Request::Removexattr { .. } => {
+            // Most ioctls only ask whether a file is a terminal.
+            Request::Setxattr { .. } | Request::Removexattr { .. } | Request::Ioctl { .. } => {
                 careful || self.copies_much_for_attributes(header.node)
             }
             Request::Write { .. } => careful || self.copies_much(header.node),
@@ -67,6 +69,11 @@ impl Handler {
             || self.union.waits_to_move(entry.node);
         self.union.forget(entry.node, 1);
         much
+    }
+
+    /// Returns whether all of a file, more than any copy of a part moves, is little.
+    fn is_small(&self, node: NodeId) -> bool {
+        self.union.getattr(node, None).is_ok_and(|attr| attr.size <= SMALL_COPY)
     }
 
     fn copies_much_for_attributes(&self, node: NodeId) -> bool {
