@@ -9,6 +9,7 @@ mod backing;
 mod buffers;
 mod dev;
 mod disk;
+mod lead;
 mod placement;
 mod processors;
 mod quota;

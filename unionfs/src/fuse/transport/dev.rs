@@ -2,7 +2,8 @@
 //!
 //! One thread at a time, the leader, waits on the device. It answers quick requests itself and goes on waiting, so a
 //! lone client is served by one warm thread. Before a request that may take long, and while requests come faster than
-//! one thread answers them, it gives the lead away first. A follower is a thread that waits for the lead.
+//! one thread answers them, it gives the lead away first. A follower is a thread that waits for the lead. While a lone
+//! client waits there is mostly nothing to lead: then the lead is only lent.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use super::awake::Vigil;
 use super::buffers::Buffers;
+use super::lead::{Held, Lead};
 use super::placement::Placement;
 use super::processors::Processors;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::{Handler, Outcome};
 use crate::fuse::wire::{self, Header, Request, WireError};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 /// Requests in a row that were already waiting: more than one caller is busy.
 const CROWD: u32 = 4;
@@ -34,6 +36,12 @@ const CAREFUL: u32 = 64;
 /// A read or write of this size or more takes long enough to look after other requests meanwhile.
 const BULK: usize = 64 << 10;
 
+/// Requests in a row of one thread after which it is taken to be the only client.
+const ALONE: u32 = 16;
+
+/// How long others may have to wait at most because one was taken to be alone.
+const GRACE: Duration = Duration::from_millis(2);
+
 /// Threads at most: so many requests can wait for disks at the same time.
 const MAX_THREADS: usize = 32;
 
@@ -48,10 +56,10 @@ pub(super) fn serve(device: &OwnedFd, handler: &Handler, vigil: &Arc<Vigil>, buf
         processors: Processors::of_this_thread(),
         handler,
         vigil,
-        lead: Mutex::new(Pace::default()),
+        lead: Lead::new(Pace::default()).map_err(|errno| Error::new(errno).during("make", "a timer"))?,
+        watched: AtomicBool::new(false),
         followers: AtomicUsize::new(0),
         threads: AtomicUsize::new(1),
-        ended: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
     std::thread::scope(|scope| team.work(scope, buffers));
@@ -66,24 +74,26 @@ struct Team<'env> {
     handler: &'env Handler,
     /// Told of each request.
     vigil: &'env Arc<Vigil>,
-    /// Held by the leader.
-    lead: Mutex<Pace>,
+    lead: Lead<Pace>,
+    /// There is a thread that watches over loans of the lead.
+    watched: AtomicBool,
     /// Threads that wait for the lead.
     followers: AtomicUsize,
-    /// All threads.
+    /// All threads that answer requests.
     threads: AtomicUsize,
-    /// The connection has ended.
-    ended: AtomicBool,
     failure: Mutex<Option<Error>>,
 }
 
-/// How requests came lately. Protected by the lead.
-#[derive(Debug, Default)]
+/// How requests came lately; who has the lead has it.
+#[derive(Clone, Copy, Debug, Default)]
 struct Pace {
     /// Requests in a row that were already waiting.
     waiting: u32,
     /// Requests for which the lead is always given away.
     careful: u32,
+    /// Who asked last, 0 for one whom this process cannot see, and how often in a row.
+    client: u32,
+    in_a_row: u32,
 }
 
 impl Pace {
@@ -93,8 +103,18 @@ impl Pace {
         self.careful = self.careful.saturating_sub(1);
     }
 
+    /// Learns who asked.
+    const fn asked_by(&mut self, client: u32) {
+        self.in_a_row = if client == self.client { self.in_a_row.saturating_add(1) } else { 0 };
+        self.client = client;
+    }
+
     const fn is_crowded(&self) -> bool {
         self.waiting >= CROWD
+    }
+
+    const fn has_one_client(&self) -> bool {
+        self.client != 0 && self.in_a_row >= ALONE
     }
 }
 
@@ -106,11 +126,7 @@ impl<'env> Team<'env> {
     {
         let mut placement = Placement::new();
         let mut lead = None;
-        loop {
-            let mut pace = lead.take().unwrap_or_else(|| self.follow());
-            if self.ended.load(Ordering::Acquire) {
-                return;
-            }
+        while let Some(mut held) = lead.take().or_else(|| self.follow()) {
             let start = Instant::now();
             let len = match self.receive(&mut buffers) {
                 Ok(Some(len)) => len,
@@ -119,24 +135,24 @@ impl<'env> Team<'env> {
                     return self.end(Some(Error::new(errno).during("read requests from", "/dev/fuse")));
                 }
             };
-            pace.came(start.elapsed());
-            if pace.is_crowded() {
+            held.known.came(start.elapsed());
+            if held.known.is_crowded() {
                 placement.leave();
             }
-            lead = self.handle(scope, pace, len, &mut buffers, &mut placement);
+            lead = self.handle(scope, held, len, &mut buffers, &mut placement);
             self.vigil.served();
         }
     }
 
-    fn follow(&self) -> MutexGuard<'_, Pace> {
+    fn follow(&self) -> Option<Held<'_, Pace>> {
         self.followers.fetch_add(1, Ordering::Relaxed);
-        let lead = self.lead.lock();
+        let lead = self.lead.follow();
         self.followers.fetch_sub(1, Ordering::Relaxed);
         lead
     }
 
     fn end(&self, failure: Option<Error>) {
-        self.ended.store(true, Ordering::Release);
+        self.lead.end();
         if let Some(failure) = failure {
             self.failure.lock().get_or_insert(failure);
         }
@@ -159,11 +175,11 @@ impl<'env> Team<'env> {
     fn handle<'scope>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
-        mut pace: MutexGuard<'env, Pace>,
+        mut held: Held<'env, Pace>,
         len: usize,
         buffers: &mut Buffers,
         placement: &mut Placement,
-    ) -> Option<MutexGuard<'env, Pace>>
+    ) -> Option<Held<'env, Pace>>
     where
         'env: 'scope,
     {
@@ -178,11 +194,18 @@ impl<'env> Team<'env> {
                 if let Ok(header) = Header::parse(message) {
                     self.send(buffers, header.unique, Outcome::Error(error.errno()));
                 }
-                return Some(pace);
+                return Some(held);
             }
         };
-        if pace.careful > 0 || self.takes_long(&header, &request) || (pace.is_crowded() && self.has_room()) {
-            drop(pace);
+        let pace = &mut held.known;
+        pace.asked_by(header.pid);
+        let gives = pace.careful > 0 || is_bulk(&request) || (pace.is_crowded() && self.has_room());
+        if gives || self.handler.may_take_long(&header, &request, false) {
+            if !gives && pace.has_one_client() && self.watch_loans(scope) {
+                held.lend(GRACE);
+            } else {
+                held.give();
+            }
             self.call_follower(scope);
             let outcome = self.handler.dispatch(&header, &request, answer);
             self.send(buffers, header.unique, outcome);
@@ -196,7 +219,7 @@ impl<'env> Team<'env> {
         self.send(buffers, header.unique, outcome);
         // After the answer: it costs the client nothing.
         placement.served(header.pid);
-        Some(pace)
+        Some(held)
     }
 
     fn send(&self, buffers: &mut Buffers, unique: u64, outcome: Outcome) {
@@ -207,15 +230,6 @@ impl<'env> Team<'env> {
                 tracing::error!("{error}");
             }
         }
-    }
-
-    fn takes_long(&self, header: &Header, request: &Request<'_>) -> bool {
-        let bulk = match request {
-            Request::Read { size, .. } => usize::try_from(*size).is_ok_and(|size| size >= BULK),
-            Request::Write { data, .. } => data.len() >= BULK,
-            _ => false,
-        };
-        bulk || self.handler.may_take_long(header, request, false)
     }
 
     /// Returns whether one more thread at work would answer quick requests faster. Their callers need half of the
@@ -248,5 +262,34 @@ impl<'env> Team<'env> {
             self.threads.fetch_sub(1, Ordering::Relaxed);
             tracing::warn!("cannot start another thread for requests: {error}");
         }
+    }
+
+    /// Makes sure that somebody watches over loans of the lead; false if that cannot be had.
+    fn watch_loans<'scope>(&'env self, scope: &'scope Scope<'scope, 'env>) -> bool
+    where
+        'env: 'scope,
+    {
+        if self.watched.swap(true, Ordering::Relaxed) {
+            return true;
+        }
+        let life = || {
+            self.processors.use_all();
+            self.lead.watch();
+        };
+        let started = std::thread::Builder::new().name("fuse-loans".to_owned()).spawn_scoped(scope, life);
+        if let Err(error) = &started {
+            self.watched.store(false, Ordering::Relaxed);
+            tracing::warn!("cannot start a thread that watches over loans: {error}");
+        }
+        started.is_ok()
+    }
+}
+
+/// Returns whether a request moves so much data that others are looked after meanwhile.
+fn is_bulk(request: &Request<'_>) -> bool {
+    match request {
+        Request::Read { size, .. } => usize::try_from(*size).is_ok_and(|size| size >= BULK),
+        Request::Write { data, .. } => data.len() >= BULK,
+        _ => false,
     }
 }
