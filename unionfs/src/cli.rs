@@ -209,7 +209,7 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
         return serve(&mountpoint, options, None, Leaver::default());
     }
     match daemon::split()? {
-        Side::Parent(waiter) => Ok(waiter.wait()),
+        Side::Parent(waiter) => Ok(waiter.wait(&mountpoint)),
         Side::Daemon(leaver) => serve(&mountpoint, options, Some(inherited), leaver),
     }
 }

@@ -1,12 +1,15 @@
 //! The life of the serving process: it leaves its caller once the mount is usable, ends when it is told to, and
 //! takes the mount with it.
 //!
-//! The process forks before anything is opened. The parent only waits: it leaves with success when the child has
-//! answered the first request, and with the child's status when the child ends before. Callers that read a pipe to
-//! its end are let go because the child by then holds no descriptor of theirs.
+//! The process forks before anything is opened. The parent waits until the child serves, makes the first requests itself,
+//! and leaves with success when they are answered; with the child's status when the child ends before. Callers that read
+//! a pipe to its end are let go because the child by then holds no descriptor of theirs.
+//!
+//! Of what the caller waits for, as little as can be is done by other threads: to have one started or woken takes as long
+//! as to open a layer.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +24,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
 use super::control::{Control, Live, MountId, mount_at};
-use super::handler::Primer;
+use super::handler::{PRIMER_NAME_LEN, Primer};
 use super::mount::{Busy, unmount};
 use super::session::Server;
 use super::{read_ahead, sys};
@@ -34,8 +37,11 @@ const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGH
 /// How long programs that still use a mount may go on after the server was told to end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What the child sends when the mount is usable.
-const USABLE: u8 = b'1';
+/// What the child sends when it serves, and nothing is to be asked of it.
+const SERVES: u8 = b'1';
+
+/// What the child sends before the name of the file that is to be opened first; no name: none is.
+const ASK: u8 = b'2';
 
 /// The descriptors that the caller of this program left open for it.
 #[derive(Debug)]
@@ -90,12 +96,19 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Returns success when the mount is usable; the daemon's status if it ends before. It has said why.
-    pub fn wait(mut self) -> ExitCode {
-        let mut byte = [0];
-        match self.reader.read_exact(&mut byte) {
-            Ok(()) if byte == [USABLE] => return ExitCode::SUCCESS,
-            _ => {}
+    /// Returns success when the mount on `mountpoint` is usable; the daemon's status if it ends before. It has said why.
+    pub fn wait(self, mountpoint: &Path) -> ExitCode {
+        let mut told = [0; PRIMER_NAME_LEN + 1];
+        let len = crate::sys::retry(|| rustix::io::read(&self.reader, &mut told));
+        let asked = match len.ok().and_then(|len| told.get(..len)) {
+            Some([SERVES]) => Ok(()),
+            Some([ASK]) => rustix::fs::stat(mountpoint).map(drop),
+            Some([ASK, name @ ..]) => Primer::open(mountpoint, name),
+            _ => Err(Errno::NOTCONN),
+        };
+        // What else a request may be answered is nothing that keeps others from using the mount.
+        if !matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED)) {
+            return ExitCode::SUCCESS;
         }
         loop {
             match waitpid(self.child, None) {
@@ -116,12 +129,12 @@ pub struct Leaver {
 }
 
 impl Leaver {
-    /// Gives up the session, standard streams and the waiting parent.
+    /// Gives up the session and standard streams, and lets the waiting parent make the first requests.
     ///
     /// # Errors
     ///
     /// EPIPE if nobody waits any more: the mount is then not wanted.
-    fn leave(self) -> Result<()> {
+    fn leave(self, first: &[u8]) -> Result<()> {
         let Some(mut writer) = self.writer else {
             return Ok(());
         };
@@ -130,7 +143,7 @@ impl Leaver {
         let null = null.map_err(|errno| Error::new(errno).during("open", "/dev/null"))?;
         redirect_standard_streams(null)
             .map_err(|errno| Error::new(errno).during("redirect", "standard streams"))?;
-        writer.write_all(&[USABLE]).map_err(|error| Error::from(error).during("report to", "parent"))
+        writer.write_all(first).map_err(|error| Error::from(error).during("report to", "parent"))
     }
 }
 
@@ -220,8 +233,8 @@ struct Watched {
     end: Condvar,
 }
 
-/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when the first request
-/// has been answered.
+/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when commands are listened
+/// for and signals are taken.
 ///
 /// `target` is the absolute path of the mount, if this process knows it; commands to it are listened for in a directory
 /// below `runtime`, or in another one.
@@ -246,13 +259,23 @@ pub fn run(
         ended: Mutex::new(false),
         end: Condvar::new(),
     });
-    let (on_signal, commanded) = (Arc::clone(&watched), Arc::clone(&watched));
-    start("control", move || {
-        commanded.report_usable(leaver);
-        commanded.take_commands();
-    })?;
+    let on_signal = Arc::clone(&watched);
     start("signals", move || on_signal.take_signals())?;
-    let result = server.run();
+    watched.prepare();
+    let alone = leaver.writer.is_none();
+    let result = leaver.leave(&watched.first_requests()).and_then(|()| {
+        let commanded = Arc::clone(&watched);
+        let commands = move || {
+            if alone {
+                commanded.ask();
+            }
+            commanded.take_commands();
+        };
+        if let Err(error) = start("control", commands) {
+            tracing::warn!("no command is answered: {error}");
+        }
+        server.run()
+    });
     watched.stop_listening();
     *watched.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
     watched.end.notify_all();
@@ -278,46 +301,26 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     started.map(drop).map_err(|error| Error::from(error).during("start thread", name))
 }
 
-/// What the first requests became.
-type Asked = JoinHandle<std::result::Result<(), Errno>>;
-
-/// Makes the first requests to the mount on `target`.
+/// Makes the first requests to the mount on `target`, and waits for the answers.
 ///
-/// In a thread of its own: one that answers requests would wait for itself; and without the device, because a thread that
-/// waits for an answer cannot be killed, so that a killed server would never close it.
-fn ask(target: PathBuf, primer: Option<Arc<Primer>>) -> Result<Asked> {
+/// In a thread of its own, without the device: a thread that waits for an answer cannot be killed, so that a killed server
+/// would never close it.
+fn prime(target: PathBuf, primer: Arc<Primer>) {
     let work = move || {
         sys::let_go_of_descriptors();
-        rustix::fs::stat(&target)?;
-        if let Some(Err(error)) = primer.map(|primer| primer.prime(&target)) {
+        if let Err(error) = Primer::open(&target, primer.name()) {
             tracing::debug!("the first opening is left to others: {error}");
         }
-        Ok(())
     };
-    let asker = std::thread::Builder::new().name("asker".to_owned()).spawn(work);
-    asker.map_err(|error| Error::from(error).during("start thread", "asker"))
-}
-
-/// Waits for the answers to the first requests.
-fn answered(asker: Asked) -> Result<()> {
-    let answer = asker.join().unwrap_or(Err(Errno::IO));
-    answer.map_err(|errno| Error::new(errno).during("use", "mount"))
+    match std::thread::Builder::new().name("asker".to_owned()).spawn(work).map(JoinHandle::join) {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => tracing::error!("the thread of the first requests broke"),
+        Err(error) => tracing::debug!("the first opening is left to others: {error}"),
+    }
 }
 
 impl Watched {
-    /// Makes a request and waits for its answer, then lets the caller go. Commands are listened for by then.
-    fn report_usable(&self, leaver: Leaver) {
-        let asker = self.target.clone().map(|target| ask(target, self.primer.clone())).transpose();
-        self.prepare();
-        let left = asker.and_then(|asker| asker.map_or(Ok(()), answered)).and_then(|()| leaver.leave());
-        if let Err(error) = left {
-            tracing::error!("{error}");
-            self.stop();
-            std::process::exit(1);
-        }
-    }
-
-    /// Does what no request is needed for, while the first ones are answered.
+    /// Does what concerns the mount and needs no answer of ours.
     fn prepare(&self) {
         let Some(target) = &self.target else { return };
         let mount = match mount_at(target) {
@@ -329,6 +332,22 @@ impl Watched {
         }
         if let Some(control) = listen(mount, self.runtime.as_deref()) {
             self.control.get_or_init(|| control);
+        }
+    }
+
+    /// Returns what the parent is to be told of the first requests.
+    fn first_requests(&self) -> Vec<u8> {
+        match (&self.target, &self.primer) {
+            (None, _) => vec![SERVES],
+            (Some(_), None) => vec![ASK],
+            (Some(_), Some(primer)) => [&[ASK], primer.name()].concat(),
+        }
+    }
+
+    /// Makes the first requests where there is no parent, and waits for the answers.
+    fn ask(&self) {
+        if let (Some(target), Some(primer)) = (&self.target, &self.primer) {
+            prime(target.clone(), Arc::clone(primer));
         }
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use self::backing::Register;
 use self::backing::{Backings, Way, meant, told};
-pub use self::prime::Primer;
+pub use self::prime::{PRIMER_NAME_LEN, Primer};
 pub use self::profile::{Config, Negotiation, Opens};
 use self::snapshots::{Sink, Snapshots};
 use super::Counters;

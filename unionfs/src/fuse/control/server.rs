@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 
 use super::commands::Live;
@@ -73,11 +74,12 @@ impl Control {
 
     /// Answers commands until the process ends. Before, removes some of the sockets that servers left behind.
     pub fn serve(&self, live: &Live) {
+        let Some(listener) = self.listener.lock().take() else { return };
+        wait_a_little(&listener);
         match lock(self.directory.as_fd()) {
             Ok(_locked) => sweep(self.directory.as_fd()),
             Err(errno) => tracing::debug!("the directory of the control socket is not swept: {errno}"),
         }
-        let Some(listener) = self.listener.lock().take() else { return };
         for connection in listener.incoming() {
             let done = connection.map_err(Error::from).and_then(|connection| answer(&connection, live));
             if let Err(error) = done {
@@ -100,6 +102,15 @@ impl Control {
             return Ok(());
         }
         rustix::fs::unlinkat(&self.directory, &*self.name, AtFlags::empty())
+    }
+}
+
+/// Waits until there is a command, or whoever has mounted has gone on: to sweep wakes other servers, and takes the
+/// processors from who waits for this one.
+fn wait_a_little(listener: &UnixListener) {
+    let timeout = Timespec { tv_sec: 1, tv_nsec: 0 };
+    if let Err(errno) = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout)) {
+        tracing::debug!("commands are not waited for: {errno}");
     }
 }
 

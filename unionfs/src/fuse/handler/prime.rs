@@ -2,7 +2,7 @@
 //!
 //! The kernel sends OPEN until one is answered ENOSYS, and as long as it does, each file that is created sends a RELEASE
 //! when it is closed; so for directories, and for FLUSH. A mount may have no file that could be opened. So there is one
-//! that exists for this alone: under a name that no listing shows and nobody else knows, until it was opened.
+//! that exists for this alone: under a name that no listing shows and nobody else knows, and once.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
@@ -10,52 +10,58 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::error::{Errno, Error, Result};
+use crate::error::Errno;
 use crate::ondisk::WHITEOUT_PREFIX;
 use crate::request::{Attr, Entry, FileKind, NodeId, Timestamp};
 
 /// The file's number: none that the union gives.
 const NODE: NodeId = NodeId(u64::MAX);
 
+/// How many random bits the name has, in digits.
+const DIGITS: usize = 16;
+
+/// How long the name is.
+pub const PRIMER_NAME_LEN: usize = WHITEOUT_PREFIX.len() + DIGITS;
+
 /// The file that is there to be opened.
 #[derive(Debug)]
 pub struct Primer {
     name: Vec<u8>,
-    done: AtomicBool,
+    found: AtomicBool,
 }
 
 impl Default for Primer {
     fn default() -> Self {
         let secret = RandomState::new().hash_one(NODE.0);
-        let name = [WHITEOUT_PREFIX, format!("{secret:016x}").as_bytes()].concat();
-        Self { name, done: AtomicBool::new(false) }
+        let name = [WHITEOUT_PREFIX, format!("{secret:0DIGITS$x}").as_bytes()].concat();
+        Self { name, found: AtomicBool::new(false) }
     }
 }
 
 impl Primer {
-    /// Returns the file, if `name` in `parent` is it and it was not opened yet.
+    /// Returns under which name the file is.
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Returns the file, if `name` in `parent` is it and it was not found yet.
     pub(super) fn find(&self, parent: NodeId, name: &[u8]) -> Option<Entry> {
-        let here = parent == NodeId::ROOT && !self.done.load(Ordering::Relaxed) && name == self.name;
+        let here = parent == NodeId::ROOT && name == self.name && !self.found.swap(true, Ordering::Relaxed);
         here.then(entry)
     }
 
-    /// Opens and closes the file, and the root, of the mount at `target`.
+    /// Opens and closes the root, and the file `name`, of the mount at `target`.
     ///
     /// Must not be called by a thread that answers requests of the mount.
     ///
     /// # Errors
     ///
     /// What open(2) answers.
-    pub fn prime(&self, target: &Path) -> Result<()> {
-        let opened = self.open(target);
-        self.done.store(true, Ordering::Relaxed);
-        opened.map_err(|errno| Error::new(errno).during("open for the first time", &self.name))
-    }
-
-    fn open(&self, target: &Path) -> std::result::Result<(), Errno> {
+    pub fn open(target: &Path, name: &[u8]) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = rustix::fs::open(target, flags | OFlags::DIRECTORY, Mode::empty())?;
-        rustix::fs::openat(&root, self.name.as_slice(), flags, Mode::empty()).map(drop)
+        let root =
+            rustix::fs::open(target, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::fs::openat(&root, name, flags, Mode::empty()).map(drop)
     }
 }
 
@@ -85,13 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_found_by_its_name_until_it_was_opened() {
+    fn the_file_is_found_by_its_name_and_once() {
         let primer = Primer::default();
-        assert_eq!(primer.find(NodeId::ROOT, &primer.name).map(|entry| entry.node), Some(NODE));
+        assert_eq!(primer.name.len(), PRIMER_NAME_LEN);
         assert!(primer.find(NodeId(5), &primer.name).is_none());
         assert!(primer.find(NodeId::ROOT, b".wh.").is_none());
-        assert!(primer.prime(Path::new("/")).is_err(), "no such file in another file system");
+        assert_eq!(primer.find(NodeId::ROOT, &primer.name).map(|entry| entry.node), Some(NODE));
         assert!(primer.find(NodeId::ROOT, &primer.name).is_none());
+        assert_eq!(Primer::open(Path::new("/"), &primer.name), Err(Errno::NOENT), "another file system");
         assert_ne!(Primer::default().name, primer.name);
     }
 }

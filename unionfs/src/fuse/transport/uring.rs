@@ -5,7 +5,8 @@
 //! other thread takes over a queue's requests.
 //!
 //! From the answer to INIT until every possible processor's queue has an entry, the kernel lets all requests wait. So
-//! everything that may fail is done before: the threads make their rings, and only if all could is io_uring agreed on.
+//! everything that may fail is done before: rings are made and threads started, and only if all could be is io_uring
+//! agreed on. No thread is waited for: the rings are made by the one that mounts, and belong to who enables them.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -63,41 +64,24 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    /// Makes a ring for each possible processor, in the thread that will serve it.
+    /// Makes a ring for each possible processor, and the thread that will serve it.
     ///
     /// # Errors
     ///
     /// One of them could not be made; then there is none.
     pub(super) fn prepare(device: &Arc<OwnedFd>, max_write: u32) -> Result<Self> {
         let payload_len = usize::try_from(max_write).unwrap_or(usize::MAX).clamp(PAYLOAD_MIN, 1 << 30);
-        let (report, reports) = channel();
-        let mut threads = Vec::new();
-        let count = possible_processors()?;
-        for queue in 0..count {
-            let (start, started) = channel();
-            let (device, report) = (Arc::clone(device), report.clone());
-            let life = move || queue_thread(&device, queue, payload_len, &report, &started);
-            let thread = std::thread::Builder::new().name(format!("fuse-{queue}")).spawn(life)?;
-            threads.push((start, thread));
-        }
-        drop(report);
-        let queues = Self { threads };
-        // Each thread reports once, or is gone, which ends the reports early.
-        let mut made = 0;
-        for result in reports {
-            match result {
-                Ok(()) => made += 1,
-                Err(errno) => {
+        let mut queues = Self { threads: Vec::new() };
+        for queue in 0..possible_processors()? {
+            match prepare_queue(device, queue, payload_len) {
+                Ok(thread) => queues.threads.push(thread),
+                Err(error) => {
                     queues.cancel();
-                    return Err(Error::new(errno).during("set up", "io_uring"));
+                    return Err(error.during("set up", "io_uring"));
                 }
             }
-            if made == count {
-                return Ok(queues);
-            }
         }
-        queues.cancel();
-        Err(Error::new(Errno::IO).during("set up", "io_uring"))
+        Ok(queues)
     }
 
     /// Lets the queues serve: to be called at once when io_uring was agreed on.
@@ -148,24 +132,23 @@ fn count_processors(list: &str) -> Option<u16> {
     (count > 0).then_some(count)
 }
 
-/// The life of a queue's thread.
-fn queue_thread(
+/// Makes the ring of a queue, and its thread.
+fn prepare_queue(
     device: &OwnedFd,
     queue: u16,
     payload_len: usize,
-    report: &Sender<std::result::Result<(), Errno>>,
-    started: &Receiver<Start>,
-) {
+) -> Result<(Sender<Start>, JoinHandle<()>)> {
+    let waker = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let ring = Ring::new(device.as_fd(), waker.as_fd(), queue, DEPTH, payload_len)?;
+    let (start, started) = channel();
+    let life = move || queue_thread(queue, ring, waker, &started);
+    let thread = std::thread::Builder::new().name(format!("fuse-{queue}")).spawn(life)?;
+    Ok((start, thread))
+}
+
+/// The life of a queue's thread.
+fn queue_thread(queue: u16, ring: Ring, waker: OwnedFd, started: &Receiver<Start>) {
     pin(queue);
-    let made = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).and_then(|waker| {
-        let ring = Ring::new(device.as_fd(), waker.as_fd(), queue, DEPTH, payload_len)?;
-        Ok((ring, waker))
-    });
-    let (ring, waker) = match made {
-        Ok(made) => made,
-        Err(errno) => return tell(report, Err(errno)),
-    };
-    tell(report, Ok(()));
     let Ok((handler, workers, vigil)) = started.recv() else { return };
     let outbox = Arc::new(Outbox { finished: Mutex::default(), waker });
     let mut queue = Queue {
@@ -180,12 +163,6 @@ fn queue_thread(
         disk: DiskReads::default(),
     };
     queue.serve();
-}
-
-fn tell(report: &Sender<std::result::Result<(), Errno>>, result: std::result::Result<(), Errno>) {
-    if report.send(result).is_err() {
-        tracing::debug!("nobody waits for the queues any more");
-    }
 }
 
 /// Keeps this thread on the queue's processor. A processor that is not there, or not allowed, has no callers that
@@ -247,6 +224,8 @@ struct Queue {
 impl Queue {
     /// Serves until no entry is left: the connection has ended, or the kernel has refused io_uring.
     fn serve(&mut self) {
+        let enabled = self.ring.enable();
+        self.note(enabled);
         for index in 0..DEPTH {
             let registered = self.ring.register(index);
             self.note(registered);

@@ -31,6 +31,9 @@ const OP_URING_CMD: u8 = 46;
 const FLAG_FIXED_FILE: u8 = 1;
 const ENTER_GETEVENTS: u32 = 1;
 const REGISTER_FILES: u32 = 2;
+const REGISTER_ENABLE_RINGS: u32 = 12;
+/// Nothing is taken until the ring is enabled, by the thread that it then belongs to.
+const SETUP_R_DISABLED: u32 = 1 << 6;
 const SETUP_SQE128: u32 = 1 << 10;
 const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
@@ -224,7 +227,7 @@ pub(in crate::fuse::transport) enum Event {
     Woken,
 }
 
-/// One queue's ring. Only the thread that made it may use it.
+/// One queue's ring. Only the thread that has enabled it may use it.
 #[derive(Debug)]
 pub(in crate::fuse::transport) struct Ring {
     fd: OwnedFd,
@@ -260,16 +263,22 @@ impl Ring {
         let sqes = Mapping::new((count * SQE_LEN).next_multiple_of(PAGE))?;
         let own_memory = SETUP_NO_MMAP | SETUP_NO_SQARRAY;
         let mut params = Params {
-            flags: SETUP_SQE128 | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | own_memory,
+            flags: SETUP_SQE128 | SETUP_R_DISABLED | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | own_memory,
             ..Params::default()
         };
         params.sq.user_addr = sqes.address();
         params.cq.user_addr = rings.address();
         // If something fails below, the ring goes before its memory.
         let fd = setup(slots, &mut params)?;
-        register_files(&fd, &[device.as_raw_fd(), waker.as_raw_fd()])?;
+        let files = [device.as_raw_fd(), waker.as_raw_fd()];
+        register(&fd, REGISTER_FILES, &files)?;
         let memory = Arc::new(Memory::new(depth, payload_len)?);
         Ok(Self { fd, rings, sqes, params, memory, queue, unsubmitted: 0, armed: 0 })
+    }
+
+    /// Makes the ring the calling thread's.
+    pub(in crate::fuse::transport) fn enable(&self) -> Result<(), Errno> {
+        register(&self.fd, REGISTER_ENABLE_RINGS, &[])
     }
 
     /// Offers entry `index`, one that was never offered, to the kernel.
@@ -428,17 +437,13 @@ fn setup(entries: u32, params: &mut Params) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn register_files(ring: &OwnedFd, files: &[i32; 2]) -> Result<(), Errno> {
+/// Changes a ring. `files` are the descriptors that the change is about.
+fn register(ring: &OwnedFd, what: u32, files: &[i32]) -> Result<(), Errno> {
+    // ENABLE_RINGS takes no pointer, not even to nothing.
+    let first = if files.is_empty() { std::ptr::null() } else { files.as_ptr() };
     // JUSTIFICATION: there is no wrapper for io_uring_register(2).
     // SAFETY: the kernel reads as many descriptors as are told from `files`, and takes its own references.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            ring.as_raw_fd(),
-            REGISTER_FILES,
-            files.as_ptr(),
-            files.len(),
-        )
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), what, first, files.len()) };
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
