@@ -111,12 +111,18 @@ impl Generator {
         step
     }
 
-    /// Returns whether `E2E_WITHOUT`, a list of names of calls, has this one; `Acl` is every call about ACLs.
+    /// Returns whether `E2E_WITHOUT`, a list of names of calls, has this one; `Acl` is every call about ACLs, `Exchange` every
+    /// rename that exchanges.
     fn left_out(&self, op: &Op) -> bool {
         let text = format!("{op:?}");
         let name = text.split(' ').next().unwrap_or_default();
         let acl = text.contains("system.posix_acl");
-        self.without.iter().any(|left_out| left_out == name || (left_out == "Acl" && acl))
+        let exchange = text.contains("over: Exchange");
+        self.without.iter().any(|left_out| match left_out.as_str() {
+            "Acl" => acl,
+            "Exchange" => exchange,
+            left_out => left_out == name,
+        })
     }
 
     /// Returns a path at which something probably stands, mostly.

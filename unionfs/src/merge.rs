@@ -220,7 +220,7 @@ fn add_layer(listing: &mut Listing, seen: &mut Seen, stack: &LayerStack, layer: 
     let mut whited = Vec::new();
     let hidden_here = |name: &[u8]| match layer.names {
         Names::Lower(dir) => stack.lower(dir).is_ok_and(|lower| lower.hides(dir, name)),
-        Names::Upper(..) => false,
+        Names::Upper(..) => stack.upper().is_ok_and(|upper| upper.hides(name)),
     };
     let mut add = |entry: RawEntry<'_>| {
         match ondisk::classify(entry.name) {

@@ -82,6 +82,14 @@ pub fn classify(name: &[u8]) -> NameClass<'_> {
     }
 }
 
+/// Returns whether a name is one that an NFS client gives a file that is open when it is removed or replaced: `.nfs`, the
+/// number of the file (16 digits) and a count (8).
+pub fn is_silly_name(name: &[u8]) -> bool {
+    name.strip_prefix(b".nfs").is_some_and(|digits| {
+        digits.len() == 24 && digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
 /// Returns `.wh.NAME`.
 pub fn whiteout_name(name: &[u8]) -> Vec<u8> {
     [WHITEOUT_PREFIX, name].concat()
@@ -166,6 +174,21 @@ pub fn parse_redirect(value: &[u8]) -> Result<Redirect, BadRedirect> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_an_nfs_client_are_known() {
+        assert!(
+            is_silly_name(b".nfs000000000000051100000019") && is_silly_name(b".nfsfedcba98765432100000abcd")
+        );
+        for name in [
+            &b".nfs"[..],
+            b".nfs00000000000005110000001",
+            b".nfs0000000000000511000000199",
+            b".nfs00000000000005110000001G",
+        ] {
+            assert!(!is_silly_name(name), "{}", name.escape_ascii());
+        }
+    }
 
     #[test]
     fn names_are_classified_by_the_oci_rules() {

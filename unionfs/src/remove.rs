@@ -39,9 +39,9 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let provided = !on_upper || tree.below_provides(parent, name)?;
     let pin = if on_upper { Some(tree.pin_locked(&victim.inode, dir.as_fd(), name)?) } else { None };
     let named = pin.is_some() && has_upper_name(&tree.stack, &victim.inode, dir.as_fd(), name)?;
-    let buried = if named { upper.workdir.bury(dir.as_fd(), name)? } else { None };
+    let buried = if named { upper.bury(dir.as_fd(), name)? } else { None };
     match (provided, named) {
-        (false, _) => rustix::fs::unlinkat(dir.as_fd(), name, AtFlags::empty())?,
+        (false, _) => upper.unlink(dir.as_fd(), name)?,
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
         (true, true) => replace_by_whiteout(tree, upper, parent, dir.as_fd(), name)?,
     }
@@ -109,7 +109,7 @@ fn replace_by_whiteout(
         }
         WhiteoutForm::DotWh => {
             put_whiteout(tree, upper, parent, dir, name)?;
-            Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
+            upper.unlink(dir, name)
         }
     }
 }
