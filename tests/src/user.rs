@@ -109,6 +109,7 @@ fn rerun(role: Option<Role>, arguments: &[&str], environment: &[(&str, &OsStr)])
     }
     // Into files: the end of a pipe would be waited for until the last server has let go of it that a failed test left.
     let [out, err] = ["stdout", "stderr"].map(|name| scratch.path().join(name));
+    command.stdin(Stdio::null());
     command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
     if arguments.contains(&"--ignored") {
         // The rows of a measurement show as they come.
