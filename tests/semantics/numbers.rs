@@ -48,13 +48,18 @@ fn numbers(dir: &Path) -> BTreeMap<String, u64> {
     fs::read_dir(dir).unwrap().map(numbered).collect()
 }
 
+/// Copies an object up by a change that changes nothing else.
+fn chown_to_its_owner(path: &Path) {
+    lchown(path, Some(fs::symlink_metadata(path).unwrap().uid()), None).unwrap();
+}
+
 /// Has each object copied up, by one call or another.
 fn change(dir: &Path) {
     let names: Vec<String> = numbers(dir).into_keys().collect();
     for name in names {
         let path = dir.join(&name);
         match name.split_once('-').unwrap() {
-            ("owner", _) => lchown(&path, Some(fs::symlink_metadata(&path).unwrap().uid()), None).unwrap(),
+            ("owner", _) => chown_to_its_owner(&path),
             ("times", _) => {
                 let time = Timespec { tv_sec: 7, tv_nsec: 0 };
                 let times = Timestamps { last_access: time, last_modification: time };
@@ -69,6 +74,15 @@ fn change(dir: &Path) {
 fn as_changed(before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let renamed = |name: &String| name.replace("renamed-", "moved-");
     before.iter().map(|(name, number)| (renamed(name), *number)).collect()
+}
+
+/// Returns a union of which all of that was changed, its directory, and the numbers that are to show there.
+fn changed_union(base: &Path) -> (Mounted, PathBuf, BTreeMap<String, u64>) {
+    let mounted = union(base);
+    let dir = mounted.root().join("d");
+    let want = as_changed(&numbers(&dir));
+    change(&dir);
+    (mounted, dir, want)
 }
 
 fn work(mounted: &Mounted) -> PathBuf {
@@ -110,10 +124,7 @@ fn drop_after(mut mounted: Mounted, use_it: impl FnOnce(&Mounted)) {
 fn a_number_outlives_what_the_kernel_remembers() {
     require!(Fuse, Union, Root);
     let scratch = scratch();
-    let mounted = union(scratch.path());
-    let dir = mounted.root().join("d");
-    let want = as_changed(&numbers(&dir));
-    change(&dir);
+    let (mounted, dir, want) = changed_union(scratch.path());
     // Setting the flags of a mounted file system drops all names of it that are not in use.
     let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
     rustix::mount::mount_remount(mounted.root(), flags, c"").unwrap();
@@ -133,7 +144,7 @@ fn an_object_with_a_number_that_was_used_before_shows_its_own() {
     let root = mounted.root().to_path_buf();
     for n in 0..64 {
         let old = root.join(format!("old{n}"));
-        lchown(&old, Some(fs::symlink_metadata(&old).unwrap().uid()), None).unwrap();
+        chown_to_its_owner(&old);
         fs::remove_file(&old).unwrap();
         // Born in the same moment as the other, as far as the clock of the file system can tell.
         symlink("new", root.join(format!("new{n}"))).unwrap();
@@ -154,10 +165,7 @@ fn own_numbers(dir: &Path) -> BTreeMap<String, u64> {
 fn numbers_of_a_copied_upper_and_damaged_ones_do_not_count() {
     require!(Fuse, Union);
     let scratch = scratch();
-    let mut mounted = union(scratch.path());
-    let dir = mounted.root().join("d");
-    let want = as_changed(&numbers(&dir));
-    change(&dir);
+    let (mut mounted, dir, want) = changed_union(scratch.path());
     mounted.unmount();
     // A copy has inode numbers of its own, and shows those.
     let mut copy = mounted.layers().clone();
@@ -205,10 +213,7 @@ fn a_change_does_not_fail_because_no_number_can_be_kept() {
 fn a_rotated_mount_keeps_the_numbers_of_what_can_hold_no_mark() {
     require!(Fuse, Union);
     let scratch = scratch();
-    let mut mounted = union(scratch.path());
-    let dir = mounted.root().join("d");
-    let want = as_changed(&numbers(&dir));
-    change(&dir);
+    let (mut mounted, dir, want) = changed_union(scratch.path());
     let first = work(&mounted);
     for _ in 0..2 {
         mounted.rotate();
@@ -216,7 +221,7 @@ fn a_rotated_mount_keeps_the_numbers_of_what_can_hold_no_mark() {
         assert_eq!(numbers(&dir), want);
         mounted.remount();
         assert_eq!(numbers(&dir), want);
-        lchown(dir.join("owner-link"), Some(fs::symlink_metadata(&dir).unwrap().uid()), None).unwrap();
+        chown_to_its_owner(&dir.join("owner-link"));
         mounted.remount();
         assert_eq!(numbers(&dir), want);
     }

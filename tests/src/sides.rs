@@ -114,7 +114,9 @@ pub fn leftovers(work: &Path) -> Vec<PathBuf> {
         let path = entry.path();
         let inner = || std::fs::read_dir(&path).into_iter().flatten().flatten().map(|inner| inner.path());
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(Some(path).filter(|_| entry.file_name() != "numbers"));
+            if entry.file_name() != "numbers" {
+                found.push(path);
+            }
         } else if entry.file_name() == "sidecar" {
             let numbers = inode_numbers(&[work.with_file_name("upper"), work.join("index")]);
             let speaks_of_nothing = |path: &PathBuf| {

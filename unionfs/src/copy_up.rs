@@ -190,7 +190,7 @@ impl CopyUp<'_> {
         if let Some(numbers) = self.tree.stack.numbers_for(new) {
             numbers.born(new);
             if let (Lower::File(dir, ..), 1) = (&lower, stat.nlink) {
-                self.tree.stack.note_number(new, dir, stat, self.inode.ino())?;
+                self.tree.stack.note_number(numbers, new, (dir, stat), self.inode.ino())?;
             }
             // Without marks one with several names becomes another object.
             return Ok(None);

@@ -172,8 +172,5 @@ fn stored_ino(tree: &Tree, parent: &Inode, entry: &ListedName<'_>) -> Option<u64
         return layer.kept_ino(stack, &dir, entry.name, entry.ino);
     }
     let (stack, dir) = (&tree.stack, tree.upper_fd(parent).ok()?);
-    let recorded = || stack.numbers.as_ref()?.find_at(dir.as_fd(), entry.name, entry.ino);
-    let marked =
-        |mark: &str| stack.attributes().get_at(dir.as_fd(), entry.name, &stack.namespace.name(mark)).ok();
-    recorded().or_else(|| stack.marked_ino(marked))
+    stack.recorded_or_marked_ino(stack.attributes(), dir.as_fd(), entry.name, entry.ino)
 }

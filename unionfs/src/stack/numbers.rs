@@ -15,6 +15,7 @@ use parking_lot::RwLock;
 use rustix::fs::{AtFlags, OFlags};
 
 use super::LayerStack;
+use super::attributes::Attributes;
 use super::lower::LowerDir;
 use super::sidecar::is_empty;
 use super::upper::UpperLayer;
@@ -64,7 +65,7 @@ impl Numbers {
     }
 
     /// Returns the number that `name` in a directory shows, which is listed with inode number `ino`.
-    pub(crate) fn find_at(&self, dir: BorrowedFd<'_>, name: &[u8], ino: u64) -> Option<u64> {
+    fn find_at(&self, dir: BorrowedFd<'_>, name: &[u8], ino: u64) -> Option<u64> {
         if !self.known.read().contains_key(&ino) {
             return None;
         }
@@ -230,13 +231,32 @@ impl LayerStack {
         self.numbers_for(stat).map(|numbers| numbers.find(stat))
     }
 
-    /// Notes, where the new upper object `stat` can hold no mark, that it shows `shown`; it is a copy of `source` in the lower
-    /// directory `dir`.
+    /// Returns the inode number that `name` in a directory, which is listed with `ino`, is shown with: that of its record, or
+    /// by its marks in `attributes`.
+    pub(crate) fn recorded_or_marked_ino(
+        &self,
+        attributes: &Attributes,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        ino: u64,
+    ) -> Option<u64> {
+        let recorded = || self.numbers.as_ref()?.find_at(dir, name, ino);
+        let mark = |mark: &str| attributes.get_at(dir, name, &self.namespace.name(mark)).ok();
+        recorded().or_else(|| self.marked_ino(mark))
+    }
+
+    /// Notes that the new upper object `stat`, which can hold no mark and has its number in `numbers`, shows `shown`; it is a
+    /// copy of `source` in the lower directory `dir`.
     ///
     /// # Errors
     /// EIO for a directory of no layer.
-    pub(crate) fn note_number(&self, stat: &Stat, dir: &LowerDir, source: &Stat, shown: u64) -> Result<()> {
-        let Some(numbers) = self.numbers_for(stat) else { return Ok(()) };
+    pub(crate) fn note_number(
+        &self,
+        numbers: &Numbers,
+        stat: &Stat,
+        (dir, source): (&LowerDir, &Stat),
+        shown: u64,
+    ) -> Result<()> {
         let uuid = *self.lower(dir)?.uuid();
         let says = self.number_on(&uuid, source.ino) == Some(shown);
         numbers.note(stat, if says { Number::On(uuid, source.ino) } else { Number::Shown(shown) }, shown);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, NFS_SUPER_MAGIC, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk;
@@ -82,7 +82,7 @@ impl UpperLayer {
             lease,
             no_reflink,
             is_remote: REMOTE.contains(&kind),
-            is_nfs: kind == rustix::fs::NFS_SUPER_MAGIC,
+            is_nfs: kind == NFS_SUPER_MAGIC,
         })
     }
 
@@ -155,7 +155,7 @@ impl UpperLayer {
 }
 
 /// File systems whose server sets times of modification: FUSE, NFS.
-const REMOTE: [i64; 2] = [0x6573_5546, 0x6969];
+const REMOTE: [i64; 2] = [0x6573_5546, NFS_SUPER_MAGIC];
 
 /// File systems that give an object another inode number when they have forgotten it: vfat, exFAT.
 const FLEETING_NUMBERS: [i64; 2] = [0x4d44, 0x2011_bab0];

@@ -69,8 +69,6 @@ impl LowerLayer {
         if !dir.impure.get_or_init(impure) {
             return None;
         }
-        let recorded = stack.numbers.as_ref().and_then(|numbers| numbers.find_at(fd.as_fd(), name, ino));
-        let marked = |mark: &str| self.attributes.get_at(fd.as_fd(), name, &stack.namespace.name(mark)).ok();
-        recorded.or_else(|| stack.marked_ino(marked))
+        stack.recorded_or_marked_ino(&self.attributes, fd.as_fd(), name, ino)
     }
 }
