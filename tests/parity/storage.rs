@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::path::Path;
 use std::process::Command;
 
-use e2e::mounted::{Layers, Mounted, scratch, unmount};
+use e2e::mounted::{Layers, Mounted, built, scratch, unmount};
 use e2e::require;
 use e2e::stick::{Kind, Stick};
 
@@ -73,4 +73,15 @@ fn an_upper_without_attributes() {
     });
     unmount(&ramfs);
     run.unwrap();
+}
+
+/// As over NFS, which neither exchanges two names nor leaves a whiteout.
+#[test]
+fn an_upper_that_knows_no_flags_for_rename() {
+    require!(Fuse, Union, Root);
+    let program = built("unionfs-without-rename-flags");
+    for lowers in ["one_lower", "three_lowers"] {
+        let test = format!("random::random_histories_equal_a_plain_directory_on_{lowers}");
+        again(&test, &[("E2E_UNION", &program)], "Exchange");
+    }
 }

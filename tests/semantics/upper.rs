@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
+use e2e::mounted::{Layers, Mounted, built, scratch};
 use e2e::require;
 use e2e::tree::LayerTree;
 
@@ -22,6 +23,29 @@ fn a_renamed_lower_directory_leaves_a_redirect_or_answers_exdev() {
         let union = Fixture::new(std::slice::from_ref(&tree), &format!(",redirect_dir={policy}"));
         assert_eq!(errno(fs::rename(union.at("d"), union.at("e"))), libc::EXDEV, "{policy}");
         assert_eq!(fs::read(union.at("d/f")).unwrap(), b"1");
+    }
+}
+
+#[test]
+fn a_directory_takes_the_place_of_an_emptied_one_also_without_flags_for_rename() {
+    require!(Fuse, Union, Root);
+    for program in ["unionfs-under-test", "unionfs-without-rename-flags"] {
+        let scratch = scratch();
+        let layers = Layers::below(scratch.path(), 1);
+        LayerTree::new().file("emptied/f", "1").file("emptied/d/f", "2").build(&layers.lowers[0]);
+        let mut union = Mounted::with(&built(program), layers);
+        let at = |path: &str| union.root().join(path);
+        fs::remove_dir_all(at("emptied/d")).unwrap();
+        fs::remove_file(at("emptied/f")).unwrap();
+        fs::create_dir(at("new")).unwrap();
+        fs::write(at("new/g"), "3").unwrap();
+        fs::rename(at("new"), at("emptied")).unwrap();
+        union.remount();
+        let names: Vec<_> = fs::read_dir(union.root().join("emptied"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["g"], "{program}");
     }
 }
 

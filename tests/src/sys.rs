@@ -204,3 +204,34 @@ impl Fanotify {
         masks
     }
 }
+
+/// Makes every renameat2(2) with flags of this process and its children answer EINVAL, as on file systems that have none
+/// (NFS). Cannot be undone, and takes the privileges of set-id programs away.
+pub fn refuse_flags_of_renames() -> Result<(), Errno> {
+    let statement = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let skip = |code, k, when_equal, otherwise| libc::sock_filter { code, jt: when_equal, jf: otherwise, k };
+    // The classes and modes of linux/bpf_common.h.
+    let (load, equal, answer) = (0x20, 0x15, 0x06);
+    let word_of = |offset: usize| u32::try_from(offset).unwrap_or(u32::MAX);
+    let number = word_of(std::mem::offset_of!(libc::seccomp_data, nr));
+    let flags = word_of(std::mem::offset_of!(libc::seccomp_data, args) + 4 * size_of::<u64>());
+    let renameat2 = u32::try_from(libc::SYS_renameat2).unwrap_or(u32::MAX);
+    let refusal = libc::SECCOMP_RET_ERRNO | libc::EINVAL.cast_unsigned();
+    let mut filter = [
+        statement(load, number),
+        skip(equal, renameat2, 0, 3),
+        statement(load, flags),
+        skip(equal, 0, 1, 0),
+        statement(answer, refusal),
+        statement(answer, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 6, filter: filter.as_mut_ptr() };
+    // SAFETY: the second call reads the filter, which lives across it; the first one takes numbers only.
+    let results = unsafe {
+        [
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program),
+        ]
+    };
+    results.into_iter().try_for_each(|result| Errno::result(result).map(drop))
+}

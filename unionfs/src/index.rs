@@ -144,10 +144,9 @@ impl Index {
 
     /// Removes an entry whose last name is gone.
     pub(crate) fn remove(&self, workdir: &Workdir, entry: &[u8]) -> Result<()> {
-        let _buried = workdir.bury(self.fd(), entry)?;
-        match rustix::fs::unlinkat(self.fd(), entry, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        match workdir.unlink(self.fd(), entry) {
+            Err(error) if error.is(Errno::NOENT) => Ok(()),
+            removed => removed,
         }
     }
 }

@@ -39,13 +39,11 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let provided = !on_upper || tree.below_provides(parent, name)?;
     let pin = if on_upper { Some(tree.pin_locked(&victim.inode, dir.as_fd(), name)?) } else { None };
     let named = pin.is_some() && has_upper_name(&tree.stack, &victim.inode, dir.as_fd(), name)?;
-    let buried = if named { upper.bury(dir.as_fd(), name)? } else { None };
     match (provided, named) {
-        (false, _) => upper.unlink(dir.as_fd(), name)?,
+        (false, _) => upper.workdir.unlink(dir.as_fd(), name)?,
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
         (true, true) => replace_by_whiteout(tree, upper, parent, dir.as_fd(), name)?,
     }
-    drop(buried);
     links::lose_link(tree, &victim.inode, victim.stat.nlink, named)?;
     forget_name(tree, &victim.inode, parent, name, pin, is_last_link(tree, &victim));
     Ok(())
@@ -104,12 +102,15 @@ fn replace_by_whiteout(
 ) -> Result<()> {
     match upper.features.whiteouts {
         WhiteoutForm::CharDevice | WhiteoutForm::Xattr => {
-            new_whiteout(tree, upper, parent, dir)?.publish(dir, name, RenameFlags::empty())?;
+            let whiteout = new_whiteout(tree, upper, parent, dir)?;
+            let buried = upper.workdir.bury(dir, name)?;
+            whiteout.publish(dir, name, RenameFlags::empty())?;
+            buried.name_is_gone();
             tree.sync_names(dir)
         }
         WhiteoutForm::DotWh => {
             put_whiteout(tree, upper, parent, dir, name)?;
-            upper.unlink(dir, name)
+            upper.workdir.unlink(dir, name)
         }
     }
 }

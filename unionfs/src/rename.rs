@@ -24,6 +24,7 @@ use crate::request::RenameMode;
 use crate::stack::marks;
 use crate::stack::probe::WhiteoutForm;
 use crate::stack::upper::UpperLayer;
+use crate::stack::workdir::Buried;
 use crate::sys;
 use crate::tree::{Peeked, Tree};
 
@@ -154,16 +155,15 @@ impl Rename<'_> {
                 self.empty_target(&target.inode)?;
             }
         }
-        // What the target has outside of its file system goes when its last name does.
         let buried = match target {
             Some(target) if named && !target.inode.is_dir() => {
-                self.upper.workdir.bury(self.to_fd.as_fd(), to.name)?
+                Some(self.upper.workdir.bury(self.to_fd.as_fd(), to.name)?)
             }
             _ => None,
         };
         let replaced = self.upper.workdir.attributes.outside(self.to_fd.as_fd(), to.name)?;
         self.move_name(source, leaves_whiteout, target.is_some())?;
-        drop(buried);
+        buried.into_iter().for_each(Buried::name_is_gone);
         if let Some(key) = replaced.filter(|_| target.is_some_and(|target| target.inode.is_dir())) {
             self.upper.workdir.attributes.forget(&key)?;
         }
@@ -318,6 +318,9 @@ impl Rename<'_> {
             return Ok(());
         }
         let workdir = &self.upper.workdir;
+        if !self.upper.features.exchange {
+            return self.take_marks_out(target, old.as_fd());
+        }
         let twin = workdir.temp();
         rustix::fs::mkdirat(workdir.fd(), twin.name(), Mode::RWXU)?;
         let fd = sys::open_at(workdir.fd(), twin.name(), OFlags::PATH | OFlags::DIRECTORY, 0)?;
@@ -325,10 +328,30 @@ impl Rename<'_> {
         self.upper.owners.copy(old.as_fd(), fd.as_fd())?;
         twin.publish(dir, self.to.name, RenameFlags::EXCHANGE)?;
         // Without attributes the opaque mark is a file, which must go before the rename.
-        match rustix::fs::unlinkat(fd.as_fd(), crate::ondisk::OPAQUE_FILE, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        remove_opaque_file(fd.as_fd())
+    }
+
+    /// Takes the marks out of a directory that shows nothing, one by one: as soon as it is opaque none of them counts.
+    fn take_marks_out(&self, target: &Inode, dir: BorrowedFd<'_>) -> Result<()> {
+        if !target.lower_dirs().is_empty() {
+            set_opaque(self.tree, dir)?;
         }
+        let mut marks = Vec::new();
+        sys::dirents::for_each_name(dir, |entry| {
+            marks.push(entry.name.to_vec());
+            Ok(true)
+        })?;
+        for mark in marks.iter().filter(|mark| *mark != crate::ondisk::OPAQUE_FILE) {
+            self.upper.workdir.discard(dir, mark)?;
+        }
+        remove_opaque_file(dir)
+    }
+}
+
+fn remove_opaque_file(dir: BorrowedFd<'_>) -> Result<()> {
+    match rustix::fs::unlinkat(dir, crate::ondisk::OPAQUE_FILE, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, CWD, Mode, NFS_SUPER_MAGIC, OFlags};
+use rustix::fs::{CWD, Mode, NFS_SUPER_MAGIC, OFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk;
@@ -15,7 +15,7 @@ use crate::stack::lease::{self, Lease};
 use crate::stack::owners::Owners;
 use crate::stack::probe::Features;
 use crate::stack::settle::{self, Durability};
-use crate::stack::workdir::{Temp, Workdir};
+use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
 
 /// The writable layer and its workdir.
@@ -41,7 +41,6 @@ pub(crate) struct UpperLayer {
     pub(crate) no_reflink: AtomicBool,
     /// The kernel may remember other attributes than those of now.
     is_remote: bool,
-    is_nfs: bool,
 }
 
 impl UpperLayer {
@@ -82,7 +81,6 @@ impl UpperLayer {
             lease,
             no_reflink,
             is_remote: REMOTE.contains(&kind),
-            is_nfs: kind == NFS_SUPER_MAGIC,
         })
     }
 
@@ -96,23 +94,7 @@ impl UpperLayer {
 
     /// Returns whether a name here is none of the union's: the client of a network file system has made it.
     pub(crate) fn hides(&self, name: &[u8]) -> bool {
-        self.is_nfs && ondisk::is_silly_name(name)
-    }
-
-    /// Takes a name of a file away.
-    ///
-    /// What is open, and the victim is, keeps on NFS a name in its directory, which then could not be removed. In the workdir
-    /// that is in nobody's way.
-    pub(crate) fn unlink(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-        if self.is_nfs {
-            return self.workdir.discard(dir, name);
-        }
-        Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
-    }
-
-    /// As [`Workdir::bury`], before [`Self::unlink`], which may do that itself.
-    pub(crate) fn bury(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Temp<'_>>> {
-        if self.is_nfs { Ok(None) } else { self.workdir.bury(dir, name) }
+        self.workdir.is_nfs && ondisk::is_silly_name(name)
     }
 
     /// Finishes what a killed server left behind whole; what is not whole is settled when it is looked up.

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, NFS_SUPER_MAGIC, OFlags, RenameFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::Namespace;
 use crate::stack::attributes::{Attributes, NATIVE};
-use crate::stack::sidecar::Sidecar;
+use crate::stack::sidecar::{Key, Sidecar};
 use crate::sys;
 
 /// Name of the directory of temporary objects inside the workdir, as in kernel overlayfs.
@@ -40,6 +40,8 @@ pub(crate) struct Workdir {
     pub(crate) attributes: Attributes,
     /// Another process had the lock.
     shared: bool,
+    /// The file system, which is the upper's too, is an NFS client's.
+    pub(crate) is_nfs: bool,
 }
 
 /// A temporary object by name. Dropping it removes the object, unless it was published.
@@ -47,6 +49,19 @@ pub(crate) struct Workdir {
 pub(crate) struct Temp<'a> {
     workdir: &'a Workdir,
     name: Option<Vec<u8>>,
+}
+
+/// An object that is about to lose a name of the upper, kept by another one here as long as it has anything outside of its
+/// file system: that goes with this name, also if a crash comes between.
+#[derive(Debug)]
+#[must_use = "what is kept of the object stays unless it is told that the name is gone"]
+pub(crate) struct Buried<'a>(Option<Grave<'a>>);
+
+#[derive(Debug)]
+struct Grave<'a> {
+    temp: Temp<'a>,
+    /// What is kept of the object, if the name was its last one.
+    last: Option<Key>,
 }
 
 impl Workdir {
@@ -73,8 +88,9 @@ impl Workdir {
         // For the sweep: what it removes may have attributes beside it.
         let sidecar = Sidecar::open(locked.as_fd(), Namespace::User, false)?;
         let attributes = sidecar.map(Attributes::beside).unwrap_or_default();
-        let workdir =
-            Self { locked, work, next: AtomicU64::new(0), salt, attributes, shared: notice.is_some() };
+        let is_nfs = rustix::fs::fstatfs(&work)?.f_type == NFS_SUPER_MAGIC;
+        let shared = notice.is_some();
+        let workdir = Self { locked, work, next: AtomicU64::new(0), salt, attributes, shared, is_nfs };
         if notice.is_none() {
             workdir.sweep()?;
         }
@@ -144,15 +160,42 @@ impl Workdir {
         Ok(())
     }
 
-    /// Keeps another name of an object while its last one is taken away: what is kept of the object outside of its file
-    /// system then goes with the name that is here, also if a crash comes between. `None` where nothing is kept.
-    pub(crate) fn bury(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Temp<'_>>> {
-        if self.attributes.outside(dir, name)?.is_none() {
-            return Ok(None);
+    /// Takes a name of a file away, and with the last one what is kept of the file outside of its file system.
+    ///
+    /// What is open, and the file may be, keeps on NFS a name in its directory, which then could not be removed. Here that
+    /// is in nobody's way.
+    pub(crate) fn unlink(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        if self.is_nfs {
+            return self.discard(dir, name);
         }
+        let buried = self.bury(dir, name)?;
+        rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+        buried.name_is_gone();
+        Ok(())
+    }
+
+    /// Prepares that something takes the name of a file.
+    pub(crate) fn bury(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Buried<'_>> {
+        let Some(key) = self.attributes.outside(dir, name)? else { return Ok(Buried(None)) };
+        let last = (sys::stat_at(dir, name)?.nlink <= 1).then_some(key);
         let temp = self.temp();
         rustix::fs::linkat(dir, name, self.fd(), temp.name(), AtFlags::empty())?;
-        Ok(Some(temp))
+        Ok(Buried(Some(Grave { temp, last })))
+    }
+}
+
+impl Buried<'_> {
+    /// Removes what is kept of the object if it has no name left.
+    ///
+    /// Its link count does not tell: an NFS client keeps a name of what is open.
+    pub(crate) fn name_is_gone(self) {
+        let Some(Grave { temp, last }) = self.0 else { return };
+        let forgotten = last.map_or(Ok(()), |key| temp.workdir.attributes.forget(&key));
+        if let Err(error) = forgotten {
+            tracing::warn!(
+                "attributes of a removed file stay in the sidecar, `unionfs check` finds them: {error}"
+            );
+        }
     }
 }
 
@@ -281,5 +324,61 @@ fn open_for_removal(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
             Ok(sys::open_at(dir, name, flags, 0)?)
         }
         result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Makes a file `f` that has an attribute in the sidecar, and calls `test` with the workdir and the upper.
+    fn with_a_kept_file(test: impl FnOnce(&Workdir, &Path, BorrowedFd<'_>)) {
+        let place = tempfile::tempdir().unwrap();
+        let (upper, path) = (place.path().join("upper"), place.path().join("workdir"));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::write(upper.join("f"), "old").unwrap();
+        let (mut workdir, _) = Workdir::open(&path).unwrap();
+        let sidecar = Sidecar::make(workdir.base_fd(), Namespace::User, false).unwrap();
+        workdir.attributes = Attributes::beside(sidecar);
+        workdir.attributes.set(fs::File::open(upper.join("f")).unwrap().as_fd(), b"user.x", b"1", 0).unwrap();
+        test(&workdir, &upper, fs::File::open(&upper).unwrap().as_fd());
+        assert!(super::super::sidecar::is_empty(workdir.fd()).unwrap(), "a name stays in the workdir");
+    }
+
+    fn is_kept(workdir: &Workdir) -> bool {
+        workdir.attributes.sidecar().unwrap().is_used().unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_of_a_replaced_file_goes_though_an_nfs_client_keeps_a_name() {
+        with_a_kept_file(|workdir, upper, dir| {
+            let buried = workdir.bury(dir, b"f").unwrap();
+            fs::rename(upper.join("f"), upper.join(".nfs000000000000051100000019")).unwrap();
+            assert!(is_kept(workdir));
+            buried.name_is_gone();
+            assert!(!is_kept(workdir));
+        });
+    }
+
+    #[test]
+    fn what_is_kept_of_a_file_stays_when_its_name_was_not_taken() {
+        with_a_kept_file(|workdir, _, dir| {
+            drop(workdir.bury(dir, b"f").unwrap());
+            assert!(is_kept(workdir));
+        });
+    }
+
+    #[test]
+    fn what_is_kept_of_a_file_stays_as_long_as_it_has_another_name() {
+        with_a_kept_file(|workdir, upper, dir| {
+            fs::hard_link(upper.join("f"), upper.join("other")).unwrap();
+            workdir.unlink(dir, b"f").unwrap();
+            assert!(is_kept(workdir));
+            workdir.unlink(dir, b"other").unwrap();
+            assert!(!is_kept(workdir));
+        });
     }
 }
