@@ -55,7 +55,12 @@ pub const TARGETS: &[Target] = &[
     ),
     target("4 KiB writes", 1.0, 0.3, &["seq_write_4k", "rand_write_4k"]),
     target("sqlite, fsync-heavy", 1.3, 0.6, &["sqlite", "fsync_4k"]),
-    target("git add and commit, gcc build", 1.3, 0.5, &["git_add_commit", "gcc_build"]),
+    target(
+        "git add and commit, gcc build, dpkg -i",
+        1.3,
+        0.5,
+        &["git_add_commit", "gcc_build", "dpkg_install"],
+    ),
 ];
 
 /// The goal for the geometric mean of all workloads, to kernel overlayfs and to fuse-overlayfs 2.
