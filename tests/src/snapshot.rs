@@ -283,6 +283,9 @@ fn named(error: &std::io::Error, call: &str, path: &[u8]) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("{call} {}: {error}", path.escape_ascii()))
 }
 
+/// The ACL that NFS shows of every object, a mode in other words.
+const NFS_ACL: &[u8] = b"system.nfs4_acl";
+
 /// Returns the extended attributes of an object, not following a symbolic link.
 pub fn xattrs(path: &Path) -> std::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut list = vec![0_u8; 65_536];
@@ -292,7 +295,8 @@ pub fn xattrs(path: &Path) -> std::io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         Err(error) => return Err(error.into()),
     };
     let mut found = BTreeMap::new();
-    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    let names = list[..length].split(|byte| *byte == 0);
+    for name in names.filter(|name| !name.is_empty() && *name != NFS_ACL) {
         let mut value = vec![0_u8; 65_536];
         let size = match rustix::fs::lgetxattr(path, name, &mut value) {
             Ok(size) => size,
