@@ -3,7 +3,11 @@
 //! Caller and server take turns, so one of their two processors is always idle, and each request wakes both threads.
 //! To wake a thread on a halted processor takes 10 to 60 us in a virtual machine: several times as long as the request.
 //! Threads of the lowest class (`SCHED_IDLE`) prevent that. The scheduler takes a processor that runs only such a
-//! thread for idle and gives it to whoever is woken, at once; it just does not have to start it first.
+//! thread for idle and gives it to whoever is woken; it just does not have to start it first.
+//!
+//! *Gives* is not always *at once*: a kernel thread that does I/O for us is in another group of the scheduler, against which
+//! our group has its whole weight, and within a group a thread that just had more than its share is passed over for the
+//! lowest class (EEVDF, Linux 6.6). Both would wait until the spinning ends. So it yields all the time.
 //!
 //! They run only while that costs nobody else anything: requests come one after the other, no more threads want to run
 //! than there are processors, and no cgroup limits our processor time, which they would use up.
@@ -198,6 +202,8 @@ impl Vigil {
             for _ in 0..32 {
                 std::hint::spin_loop();
             }
+            // Who was woken meanwhile may wait for this very processor.
+            std::thread::yield_now();
             let now = Instant::now();
             let serving = self.served.load(Ordering::Relaxed);
             if serving != served {
