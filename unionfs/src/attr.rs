@@ -150,7 +150,7 @@ fn apply(tree: &Tree, object: Object<'_>, owner: Option<Owner>, change: &SetAttr
     }
     Ok(match object {
         Object::Open(fd) => sys::stat_fd(fd)?,
-        Object::Name(dir, name) => sys::stat_at(dir, name)?,
+        Object::Name(dir, name) => tree.stack.upper()?.stat_at(dir, name)?,
     })
 }
 

@@ -82,7 +82,8 @@ fn upper_file(tree: &Tree, found: &Found, mut identity: Identity) -> Identity {
         return identity;
     };
     // An index that was lost or belongs to another upper does not speak of this file.
-    if index.find(record).is_ok_and(|entry| entry.is_some_and(|entry| entry.ino == found.stat.ino)) {
+    let entry = tree.stack.upper().and_then(|upper| index.find(upper, record));
+    if entry.is_ok_and(|entry| entry.is_some_and(|entry| entry.ino == found.stat.ino)) {
         identity.stat.nlink = u32::try_from(i64::from(found.stat.nlink) + difference).unwrap_or(0);
         identity.index = Some(Box::new(Indexed { entry: origin::index_name(record), difference }));
     }
@@ -110,7 +111,7 @@ fn linked_lower_file(
     let Some(record) = index::lower_record(&tree.stack, dir, name.as_bytes())? else {
         return Ok(plain(by_name));
     };
-    let Some(mut stat) = index.find(&record)? else { return Ok(plain(key)) };
+    let Some(mut stat) = index.find(tree.stack.upper()?, &record)? else { return Ok(plain(key)) };
     let entry = origin::index_name(&record);
     let difference = index.nlink_difference(tree.stack.attributes(), &entry);
     stat.nlink = u32::try_from(i64::from(stat.nlink) + difference).unwrap_or(0);

@@ -15,7 +15,7 @@ use crate::stack::LayerStack;
 use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerDir;
 use crate::stack::lower::index::INDEX;
-use crate::stack::owners::Owners;
+use crate::stack::upper::UpperLayer;
 use crate::stack::workdir::Workdir;
 use crate::sys::{self, Stat};
 
@@ -24,7 +24,6 @@ use crate::sys::{self, Stat};
 pub(crate) struct Index {
     dir: OwnedFd,
     namespace: Namespace,
-    owners: Owners,
 }
 
 impl Index {
@@ -43,7 +42,7 @@ impl Index {
         }
         let dir = sys::open_at(base, INDEX, OFlags::PATH | OFlags::DIRECTORY, 0)
             .map_err(|e| Error::new(e).during("open in the workdir the directory", INDEX))?;
-        Ok(Some(Self { dir, namespace, owners: upper.owners }))
+        Ok(Some(Self { dir, namespace }))
     }
 
     /// Returns the directory of entries.
@@ -52,8 +51,8 @@ impl Index {
     }
 
     /// Returns the upper inode that stands for the lower inode of `record`.
-    pub(crate) fn find(&self, record: &[u8]) -> Result<Option<Stat>> {
-        match self.owners.stat_at(self.fd(), &origin::index_name(record)) {
+    pub(crate) fn find(&self, upper: &UpperLayer, record: &[u8]) -> Result<Option<Stat>> {
+        match upper.stat_at(self.fd(), &origin::index_name(record)) {
             Ok(stat) if !stat.is_whiteout() && !stat.is_dir() => Ok(Some(stat)),
             Ok(_) | Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),

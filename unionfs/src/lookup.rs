@@ -205,7 +205,7 @@ fn upper_file(
         }
         if !upper.lease.is_held() {
             settle::wait_for_finisher(upper.root_fd());
-            found.stat = upper.owners.stat_at(dir, name)?;
+            found.stat = upper.stat_at(dir, name)?;
             found.marks = read_marks()?;
         }
     }
@@ -221,7 +221,7 @@ fn upper_file(
         let whole = settle::is_whole(mark, upper.writer);
         let how = (stack.attributes(), stack.namespace, upper.durability);
         let settled = settle::settle(dir, name, how, whole, &lower)?;
-        found.stat = upper.owners.stat_at(dir, name)?;
+        found.stat = upper.stat_at(dir, name)?;
         if settled == Settled::Whole {
             return Ok(Some(found));
         }
