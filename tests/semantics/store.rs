@@ -213,7 +213,11 @@ fn a_full_stick_can_be_emptied() {
                 fs::remove_file(file(number)).unwrap();
             }
         }
-        fs::write(file(0), vec![8; 1 << 20]).unwrap();
+        // A removed file has its room until the kernel has let go of it.
+        assert!(
+            program::wait_until(|| fs::write(file(0), vec![8; 1 << 20]).is_ok()),
+            "{kind:?}: no room came back"
+        );
         mounted.remount();
         assert_eq!(fs::read(mounted.root().join("file0")).unwrap(), vec![8; 1 << 20]);
         mounted.unmount();
