@@ -92,7 +92,11 @@ impl Laboratory {
     /// Keeps what the disk holds at this moment.
     pub fn cut_power(&self) {
         let [disk, snapshot] = ["disk.img", "snapshot.img"].map(|name| self.shelf.root.join(name));
-        let (from, to) = (std::fs::File::open(disk).unwrap(), std::fs::File::create(snapshot).unwrap());
+        // A new file: whoever made a mount namespace meanwhile has a copy of the last mount, which still writes to the old one.
+        if snapshot.exists() {
+            std::fs::remove_file(&snapshot).unwrap();
+        }
+        let (from, to) = (std::fs::File::open(disk).unwrap(), std::fs::File::create_new(snapshot).unwrap());
         rustix::fs::ioctl_ficlone(to, from).unwrap();
     }
 

@@ -111,7 +111,10 @@ impl Known {
                 let versions = self.large[file][at].1..=later.large[file][at].0;
                 let Some(version) = versions.clone().find(|&version| block(file, at, version) == bytes)
                 else {
-                    return Err(format!("{name}: block {at} is none of the versions {versions:?}"));
+                    let zeros = bytes.iter().filter(|&&byte| byte == 0).count();
+                    return Err(format!(
+                        "{name}: block {at} is none of the versions {versions:?}; {zeros} bytes are 0"
+                    ));
                 };
                 new.1 += usize::from(version > 0);
             }

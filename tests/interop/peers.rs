@@ -1,4 +1,7 @@
 //! Trees written by fuse-overlayfs, of any version that is installed, and read by the union.
+//!
+//! In some histories fuse-overlayfs 1.10 waits for ever, having opened a fifo. For many histories set `E2E_HANG_SECONDS=20`:
+//! what it did not finish counts as what it does not keep.
 
 use std::path::{Path, PathBuf};
 
