@@ -21,6 +21,7 @@ use self::backing::{Backings, Way, meant, told};
 pub use self::prime::{PRIMER_NAME_LEN, Primer};
 pub use self::profile::{Config, Negotiation, Opens};
 use self::snapshots::{Sink, Snapshots};
+pub use self::weight::waits_for_disk;
 use super::Counters;
 use super::convert::{is_unexpected, may_lose_set_id};
 use super::wire::flags::{self, OpenReply, SetattrValid};

@@ -8,15 +8,18 @@ use crate::request::NodeId;
 /// A copy-up of up to this many bytes takes no longer than handing the request over.
 const SMALL_COPY: u64 = 128 << 10;
 
+/// Returns whether all that this request does is to wait until a disk has what it shall have.
+pub const fn waits_for_disk(request: &Request<'_>) -> bool {
+    matches!(request, Request::Fsync { .. } | Request::Fsyncdir { .. })
+}
+
 impl Handler {
     /// Returns whether this request may wait for a disk or move much data. `careful`: others lately did, so those that
     /// read from layers count too.
     pub fn may_take_long(&self, header: &Header, request: &Request<'_>, careful: bool) -> bool {
         match request {
-            Request::Fsync { .. }
-            | Request::Fsyncdir { .. }
-            | Request::Syncfs
-            | Request::Fallocate { .. } => true,
+            _ if waits_for_disk(request) => true,
+            Request::Syncfs | Request::Fallocate { .. } => true,
             // `cp -r` makes one for each file.
             Request::CopyFileRange(copy) | Request::CopyFileRange64(copy) => {
                 careful || !self.is_small(header.node) || !self.is_small(copy.node_out)

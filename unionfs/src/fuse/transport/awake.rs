@@ -5,9 +5,10 @@
 //! Threads of the lowest class (`SCHED_IDLE`) prevent that. The scheduler takes a processor that runs only such a
 //! thread for idle and gives it to whoever is woken; it just does not have to start it first.
 //!
-//! *Gives* is not always *at once*: a kernel thread that does I/O for us is in another group of the scheduler, against which
-//! our group has its whole weight, and within a group a thread that just had more than its share is passed over for the
-//! lowest class (EEVDF, Linux 6.6). Both would wait until the spinning ends. So it yields all the time.
+//! *Gives* is not always *at once*. Within a group of the scheduler a thread that just had more than its share is passed over
+//! for the lowest class (EEVDF, Linux 6.6), so a spinning thread yields all the time. A kernel thread that does I/O for us is
+//! in another group, against which our group has its whole weight and yielding does not help; so they pause while a request
+//! waits for a disk.
 //!
 //! They run only while that costs nobody else anything: requests come one after the other, no more threads want to run
 //! than there are processors, and no cgroup limits our processor time, which they would use up.
@@ -71,6 +72,8 @@ pub(super) struct Vigil {
     /// They have been woken and not gone to sleep again.
     up: AtomicBool,
     ended: AtomicBool,
+    /// Requests that wait for a disk.
+    pauses: AtomicU32,
     /// Requests answered; wraps around.
     served: AtomicU32,
     /// When the present burst began, in nanoseconds since `began`.
@@ -125,6 +128,7 @@ impl Vigil {
             threads: OnceLock::new(),
             up: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            pauses: AtomicU32::new(0),
             served: AtomicU32::new(0),
             burst_began: AtomicU64::new(0),
             rest_until: AtomicU64::new(0),
@@ -140,13 +144,20 @@ impl Vigil {
         }
     }
 
+    /// Lets all processors go until the pause is dropped.
+    pub(super) fn pause(self: &Arc<Self>) -> Pause {
+        self.pauses.fetch_add(1, Ordering::AcqRel);
+        let goes_on = self.up.swap(false, Ordering::AcqRel);
+        Pause { vigil: Arc::clone(self), goes_on }
+    }
+
     /// A burst ended `now`: wakes the threads if it was a quick one and a processor is idle.
     fn burst_ended(self: &Arc<Self>, now: u64) {
         let began = self.burst_began.swap(now, Ordering::Relaxed);
         if now - began.min(now) > nanos(BURST_TIME) || now < self.rest_until.load(Ordering::Relaxed) {
             return;
         }
-        if self.processors_are_needed(0) {
+        if self.pauses.load(Ordering::Acquire) > 0 || self.processors_are_needed(0) {
             return;
         }
         self.up.store(true, Ordering::Release);
@@ -184,8 +195,14 @@ impl Vigil {
         let mut limit = Limit::default();
         while !self.ended.load(Ordering::Acquire) {
             std::thread::park();
-            if self.up.load(Ordering::Acquire) && (limit.is_set() || self.spin() == Left::Needed) {
-                self.rest();
+            if !self.up.load(Ordering::Acquire) {
+                continue;
+            }
+            match if limit.is_set() { Left::Needed } else { self.spin() } {
+                // Perhaps told to go on by now.
+                Left::Told => continue,
+                Left::Needed => self.rest(),
+                Left::Quiet => {}
             }
             self.up.store(false, Ordering::Release);
         }
@@ -223,7 +240,25 @@ impl Vigil {
                 }
             }
         }
-        Left::Quiet
+        Left::Told
+    }
+}
+
+/// No processor is kept awake as long as it lives: a request waits for a disk, and so for threads of the kernel.
+#[derive(Debug)]
+pub(super) struct Pause {
+    vigil: Arc<Vigil>,
+    /// Processors were kept awake before.
+    goes_on: bool,
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        let is_last = self.vigil.pauses.fetch_sub(1, Ordering::AcqRel) == 1;
+        if is_last && self.goes_on {
+            self.vigil.up.store(true, Ordering::Release);
+            self.vigil.wake();
+        }
     }
 }
 
@@ -238,6 +273,8 @@ enum Left {
     Quiet,
     /// Somebody else needs the processor.
     Needed,
+    /// It was told to: a request waits for a disk, or the mount ends.
+    Told,
 }
 
 /// Whether a cgroup limits our processor time, asked now and then.
@@ -293,7 +330,24 @@ mod tests {
         vigil.up.store(true, Ordering::Relaxed);
         vigil.spin();
         vigil.ended.store(true, Ordering::Relaxed);
-        assert_eq!(vigil.spin(), Left::Quiet);
+        assert_eq!(vigil.spin(), Left::Told);
+    }
+
+    #[test]
+    fn no_processor_is_kept_awake_while_a_request_waits_for_a_disk() {
+        let vigil = calm();
+        let is_up = || vigil.up.load(Ordering::Relaxed);
+        drop(vigil.pause());
+        assert!(!is_up(), "none was before");
+        vigil.burst_ended(1);
+        let (first, second) = (vigil.pause(), vigil.pause());
+        assert_eq!((is_up(), vigil.spin()), (false, Left::Told));
+        vigil.burst_ended(2);
+        assert!(!is_up(), "a burst of others in the pause");
+        drop(second);
+        assert!(!is_up(), "the first still waits");
+        drop(first);
+        assert!(is_up());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::lead::{Held, Lead};
 use super::placement::Placement;
 use super::processors::Processors;
 use crate::error::{Errno, Error, Result};
-use crate::fuse::handler::{Handler, Outcome};
+use crate::fuse::handler::{Handler, Outcome, waits_for_disk};
 use crate::fuse::wire::{self, Header, Request, WireError};
 use parking_lot::Mutex;
 
@@ -207,8 +207,10 @@ impl<'env> Team<'env> {
                 held.give();
             }
             self.call_follower(scope);
+            let pause = waits_for_disk(&request).then(|| self.vigil.pause());
             let outcome = self.handler.dispatch(&header, &request, answer);
             self.send(buffers, header.unique, outcome);
+            drop(pause);
             return None;
         }
         let start = Instant::now();

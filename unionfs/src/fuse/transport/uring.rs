@@ -18,12 +18,12 @@ use parking_lot::Mutex;
 use rustix::event::EventfdFlags;
 use rustix::thread::CpuSet;
 
-use super::awake::Vigil;
+use super::awake::{Pause, Vigil};
 use super::disk::DiskReads;
 use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
 use super::workers::Workers;
 use crate::error::{Errno, Error, Result};
-use crate::fuse::handler::{Handler, Outcome};
+use crate::fuse::handler::{Handler, Outcome, waits_for_disk};
 use crate::fuse::wire::{self, Header, IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, Request, reply};
 
 /// Entries of a queue: so many requests of one processor can be under way.
@@ -179,23 +179,32 @@ fn pin(processor: u16) {
     }
 }
 
+/// An answer that a worker has written.
+#[derive(Debug)]
+struct Finished {
+    entry: Entry,
+    commit_id: u64,
+    /// What holds until it is on its way.
+    pause: Option<Pause>,
+}
+
 /// Where workers put finished answers.
 #[derive(Debug)]
 struct Outbox {
-    finished: Mutex<Vec<(Entry, u64)>>,
+    finished: Mutex<Vec<Finished>>,
     waker: OwnedFd,
 }
 
 impl Outbox {
-    fn put(&self, entry: Entry, commit_id: u64) {
-        self.finished.lock().push((entry, commit_id));
+    fn put(&self, finished: Finished) {
+        self.finished.lock().push(finished);
         if let Err(errno) = rustix::io::write(&self.waker, &1_u64.to_ne_bytes()) {
             // EAGAIN: the counter is full, so the thread is woken anyway.
             tracing::debug!("cannot wake a queue's thread: {errno}");
         }
     }
 
-    fn take(&self) -> Vec<(Entry, u64)> {
+    fn take(&self) -> Vec<Finished> {
         let mut count = [0; 8];
         // EAGAIN: already read.
         if let Err(errno) = rustix::io::read(&self.waker, &mut count) {
@@ -203,6 +212,16 @@ impl Outbox {
         }
         std::mem::take(&mut *self.finished.lock())
     }
+}
+
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    Quick,
+    /// So long that the queue must not wait for it.
+    Slow,
+    /// As above, and all of it is waiting.
+    WaitsForDisk,
 }
 
 /// One processor's queue.
@@ -259,9 +278,10 @@ impl Queue {
             Event::Woken => {
                 let watched = self.ring.watch_waker();
                 self.note(watched);
-                for (entry, commit_id) in self.outbox.take() {
+                for finished in self.outbox.take() {
                     self.pending = self.pending.saturating_sub(1);
-                    self.commit(entry, commit_id);
+                    self.commit(finished.entry, finished.commit_id);
+                    drop(finished.pause);
                 }
             }
             Event::Lost(Errno::NOTCONN | Errno::NODEV | Errno::CANCELED) => {}
@@ -274,12 +294,14 @@ impl Queue {
         let careful = self.careful > 0;
         self.careful = self.careful.saturating_sub(1);
         // One entry stays with the kernel, or the callers on this processor would wait for the workers.
-        if self.pending + 1 < DEPTH && self.is_for_workers(&mut entry, careful) {
+        let weight = if self.pending + 1 < DEPTH { self.weigh(&mut entry, careful) } else { Weight::Quick };
+        if weight != Weight::Quick {
             self.pending += 1;
             let (handler, outbox) = (Arc::clone(&self.handler), Arc::clone(&self.outbox));
+            let pause = (weight == Weight::WaitsForDisk).then(|| self.vigil.pause());
             self.workers.submit(move || {
                 answer(&handler, &mut entry, &mut Vec::new());
-                outbox.put(entry, commit_id);
+                outbox.put(Finished { entry, commit_id, pause });
             });
         } else {
             let start = Instant::now();
@@ -291,16 +313,16 @@ impl Queue {
         }
     }
 
-    /// Returns whether the request in `entry` may take so long that the queue must not wait for it.
-    fn is_for_workers(&self, entry: &mut Entry, careful: bool) -> bool {
+    fn weigh(&self, entry: &mut Entry, careful: bool) -> Weight {
         let ext = self.handler.config().setxattr_ext;
         let (head, payload) = entry.parts();
-        let Ok(arrived) = Arrived::read(head, payload.len()) else { return false };
+        let Ok(arrived) = Arrived::read(head, payload.len()) else { return Weight::Quick };
         let data = payload.get(..arrived.data_len).unwrap_or_default();
         match wire::parse_parts(&arrived.header, ext, &arrived.argument, data) {
-            Ok(Request::Read { size, .. }) if size >= BULK_READ && self.workers.have_room() => true,
-            Ok(request) => self.handler.may_take_long(&arrived.header, &request, careful),
-            Err(_) => false,
+            Ok(Request::Read { size, .. }) if size >= BULK_READ && self.workers.have_room() => Weight::Slow,
+            Ok(request) if waits_for_disk(&request) => Weight::WaitsForDisk,
+            Ok(request) if self.handler.may_take_long(&arrived.header, &request, careful) => Weight::Slow,
+            Ok(_) | Err(_) => Weight::Quick,
         }
     }
 
