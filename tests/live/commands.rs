@@ -31,6 +31,33 @@ fn made(path: PathBuf) -> PathBuf {
 }
 
 #[test]
+fn a_program_that_only_creates_files_is_asked_for_no_closing() {
+    require!(Fuse, Union);
+    for transport in ["auto", "dev"] {
+        let scratch = scratch();
+        let mut layers = Layers::below(scratch.path(), 1);
+        layers.extra = format!(",transport={transport}");
+        let mut mounted = Mounted::new(layers);
+        let directory = made(mounted.root().join("d"));
+        // The first is in the root: the directory is locked while a file is made in it.
+        for name in ["new", "d/0", "d/1", "d/2"] {
+            drop(fs::File::create(mounted.root().join(name)).unwrap());
+        }
+        let stats = mounted.ctl(&words("stats")).unwrap();
+        let asked = |name: &str| {
+            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("request {name} ")));
+            line.map_or(0, |count| count.parse::<u32>().unwrap())
+        };
+        assert_eq!((asked("Create"), asked("Open"), asked("Release")), (4, 1, 0), "{transport}: {stats}");
+        assert!(asked("Flush") <= 2, "{transport}: {stats}");
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 3);
+        // Nothing of ours keeps the mount.
+        drop(fs::File::create(mounted.root().join("last")).unwrap());
+        mounted.unmount();
+    }
+}
+
+#[test]
 fn stats_and_layers_tell_what_was_done_and_with_what() {
     require!(Fuse, Union);
     let scratch = scratch();

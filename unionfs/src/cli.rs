@@ -22,9 +22,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::fuse::auto_unmount::Watched;
-use crate::fuse::daemon::{self, Inherited, Leaver, Side};
-use crate::fuse::mount::{self, Busy};
-use crate::fuse::session::{Server, raise_open_files_limit};
+use crate::fuse::daemon::{self, Inherited, Leave, Leaver, Mounted, Prepared, Side};
+use crate::fuse::mount;
+use crate::fuse::session::{Greeted, raise_open_files_limit};
 use crate::options::{MountOptions, Warning, Whiteouts};
 use crate::store;
 use crate::union::Union;
@@ -205,21 +205,15 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     prepare_process();
     daemon::share_heaps();
     let mountpoint = PathBuf::from(mountpoint);
-    if typed.foreground || options.debug {
-        return serve(&mountpoint, options, None, Leaver::default());
-    }
-    match daemon::split()? {
-        Side::Parent(waiter) => Ok(waiter.wait(&mountpoint)),
-        Side::Daemon(leaver) => serve(&mountpoint, options, Some(inherited), leaver),
-    }
+    let stays = typed.foreground || options.debug;
+    serve(&mountpoint, options, (!stays).then_some(inherited))
 }
 
-/// Opens the layers, mounts, and serves until the mount ends.
+/// Opens the layers, mounts, and serves until the mount ends; in a daemon, which closes what is `inherited`, if that is given.
 fn serve(
     mountpoint: &Path,
     mut options: MountOptions,
     inherited: Option<Inherited>,
-    leaver: Leaver,
 ) -> Result<ExitCode, Failure> {
     log::start(options.debug);
     let place = Place::of(mountpoint)?;
@@ -238,23 +232,41 @@ fn serve(
         Place::Directory(target) => (mount::mount(&target, &options)?, Some(target)),
         Place::Connected(device) => (device, None),
     };
-    if let Some(inherited) = inherited {
-        inherited.close();
-    }
+    let mounted = target.map(Mounted::on);
     let served = rustix::process::chdir("/").map_err(Failure::from).and_then(|()| {
-        if let (Some(watched), Some(target)) = (&mut watched, &target) {
-            watched.mounted(target)?;
+        if let (Some(watched), Some(mounted)) = (&mut watched, &mounted) {
+            watched.mounted(mounted.target())?;
         }
-        let server = Server::connect(Arc::clone(&union), device, &options)?;
-        Ok(daemon::run(server, union, target.clone(), runtime_directory(), leaver)?)
+        let prepared = Prepared::of(mounted.clone(), runtime_directory().as_deref());
+        let greeted = Greeted::by_kernel(device, &options)?;
+        let (greeted, leaver) = stay(greeted, inherited)?;
+        let server = greeted.serve(Arc::clone(&union), &options)?;
+        Ok(daemon::run(server, union, prepared, leaver)?)
     });
-    if served.is_err() {
+    if let (Err(_), Some(mounted)) = (&served, mounted) {
         // Nobody will answer any more: a mount left behind would be a trap.
-        if let Some(error) = target.and_then(|target| mount::unmount(&target, Busy::Detached).err()) {
-            tracing::debug!("{error}");
-        }
+        mounted.take_away();
     }
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Goes on in a daemon, if what is `inherited` is given, which the daemon closes; the process that was started ends here. What
+/// can fail is done by then, so that its caller has to wait for nobody.
+fn stay(greeted: Greeted, inherited: Option<Inherited>) -> Result<(Greeted, Leaver), Failure> {
+    let Some(inherited) = inherited else { return Ok((greeted, Leaver::Foreground)) };
+    let leave = if greeted.may_be_refused() { Leave::WhenServing } else { Leave::AtOnce };
+    match daemon::split(leave)? {
+        Side::Parent(waiter) => {
+            // With the device: else it would wait for ever for the answer of a daemon that was killed.
+            drop(greeted);
+            // By exit: what both processes have open is the daemon's, and nothing of it ends here.
+            std::process::exit(waiter.wait())
+        }
+        Side::Daemon(leaver) => {
+            inherited.close();
+            Ok((greeted, leaver))
+        }
+    }
 }
 
 /// Returns the directory for sockets and the like of this user's session.

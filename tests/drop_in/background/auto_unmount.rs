@@ -12,18 +12,14 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Place, place};
 
-/// Returns the parent of a process.
-fn parent(pid: i32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-}
-
 /// Returns the server of a mount and the process that watches over it.
 fn server_and_watcher(place: &Place) -> (i32, i32) {
+    let serves = |&pid: &i32| held_by(pid).iter().any(|held| held == "/dev/fuse");
     let all = servers_of(&place.layers.target);
-    let watcher = all.iter().copied().find(|&pid| parent(pid).is_some_and(|parent| all.contains(&parent)));
-    let watcher = watcher.unwrap_or_else(|| panic!("nobody watches: {all:?}"));
-    (parent(watcher).unwrap(), watcher)
+    match all.iter().copied().partition::<Vec<i32>, _>(serves) {
+        (servers, watchers) if (servers.len(), watchers.len()) == (1, 1) => (servers[0], watchers[0]),
+        found => panic!("a server and a watcher: {found:?}"),
+    }
 }
 
 fn signal(name: &str, pid: i32) {

@@ -1,20 +1,17 @@
 //! The life of the serving process: it leaves its caller once the mount is usable, ends when it is told to, and
 //! takes the mount with it.
 //!
-//! The process forks before anything is opened. The parent waits until the child serves, makes the first requests itself,
-//! and leaves with success when they are answered; with the child's status when the child ends before. Callers that read
-//! a pipe to its end are let go because the child by then holds no descriptor of theirs.
-//!
-//! Of what the caller waits for, as little as can be is done by other threads: to have one started or woken takes as long
-//! as to open a layer.
+//! The process forks when the layers are open, the mount is made, and the kernel's first request is read and understood; and
+//! before any thread starts. By then all is told that whoever mounts can do something about, so the parent leaves at once, and
+//! who uses the mount waits for the child: to sleep and be woken takes longer than to open the layers. Only where what is
+//! asked for may still be refused, io_uring, does it wait until the child serves, and leaves with the child's status when that
+//! ends before. Callers that read a pipe to its end are let go because the child soon holds no descriptor of theirs.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -24,7 +21,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
 use super::control::{Control, Live, MountId, mount_at};
-use super::handler::{PRIMER_NAME_LEN, Primer};
 use super::mount::{Busy, unmount};
 use super::session::Server;
 use super::{read_ahead, sys};
@@ -37,11 +33,8 @@ const STOP_SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGH
 /// How long programs that still use a mount may go on after the server was told to end.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What the child sends when it serves, and nothing is to be asked of it.
+/// What the child sends when it serves.
 const SERVES: u8 = b'1';
-
-/// What the child sends before the name of the file that is to be opened first; no name: none is.
-const ASK: u8 = b'2';
 
 /// The descriptors that the caller of this program left open for it.
 #[derive(Debug)]
@@ -59,10 +52,96 @@ impl Inherited {
     }
 }
 
+/// A mount that this process has made.
+#[derive(Clone, Debug)]
+pub struct Mounted {
+    target: PathBuf,
+    /// None if it cannot be told.
+    number: Option<MountId>,
+}
+
+impl Mounted {
+    /// Looks at the mount on `target`, an absolute path.
+    pub fn on(target: PathBuf) -> Self {
+        let number = mount_at(&target).inspect_err(|error| tracing::info!("control: none: {error}")).ok();
+        Self { target, number }
+    }
+
+    /// Returns where it is.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Has the kernel read further ahead in its files, if this process may.
+    fn read_further_ahead(&self) {
+        // The number goes with the mount: one that was unmounted in this moment would leave it to another.
+        let Some(number) =
+            self.number.filter(|number| mount_at(&self.target).is_ok_and(|now| now == *number))
+        else {
+            return;
+        };
+        if let Err(error) = read_ahead::raise(number) {
+            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
+        }
+    }
+
+    /// Takes it away, whoever still uses it.
+    pub fn take_away(&self) {
+        // The caller may have gone on, unmounted it, and mounted something else there.
+        if self.number.is_some() && mount_at(&self.target).ok() != self.number {
+            return;
+        }
+        if let Err(error) = unmount(&self.target, Busy::Detached) {
+            tracing::debug!("{error}");
+        }
+    }
+}
+
+/// What is made for a mount before anybody uses it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Unknown if somebody else has mounted.
+    mounted: Option<Mounted>,
+    /// Where commands come from, if it could be had.
+    control: Option<Control>,
+}
+
+impl Prepared {
+    /// Makes it; commands are listened for in a directory below `runtime`, or in another one. Without that the mount works all
+    /// the same.
+    pub fn of(mounted: Option<Mounted>, runtime: Option<&Path>) -> Self {
+        let number = mounted.as_ref().and_then(|mounted| mounted.number);
+        Self { mounted, control: number.and_then(|number| listen(number, runtime)) }
+    }
+}
+
+/// Makes the control socket of a mount.
+fn listen(mount: MountId, runtime: Option<&Path>) -> Option<Control> {
+    match Control::listen(mount, runtime) {
+        Ok(control) => {
+            tracing::info!("control: {}", control.path().display());
+            Some(control)
+        }
+        Err(error) => {
+            tracing::info!("control: none: {error}");
+            None
+        }
+    }
+}
+
+/// When the process that was started ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// At once: the mount is there, and who uses it waits for the daemon.
+    AtOnce,
+    /// When the daemon serves, or has said why it does not.
+    WhenServing,
+}
+
 /// Which process goes on.
 #[derive(Debug)]
 pub enum Side {
-    /// The one that was started; it only waits.
+    /// The one that was started.
     Parent(Waiter),
     /// The one that stays.
     Daemon(Leaver),
@@ -73,78 +152,100 @@ pub fn share_heaps() {
     sys::share_heaps();
 }
 
-/// Divides the process into one that waits and one that stays.
+/// Divides the process into one that ends and one that stays.
 ///
 /// # Errors
 ///
 /// What pipe(2) and fork(2) answer; EDEADLK if the process has several threads.
-pub fn split() -> Result<Side> {
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
+pub fn split(leave: Leave) -> Result<Side> {
+    let pipe = match leave {
+        Leave::AtOnce => None,
+        Leave::WhenServing => Some(rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?),
+    };
     let child = sys::fork()
         .map_err(|errno| Error::new(Errno::from_raw_os_error(errno as i32)).during("fork", "daemon"))?;
-    Ok(match child {
-        Some(child) => Side::Parent(Waiter { reader: File::from(reader), child }),
-        None => Side::Daemon(Leaver { writer: Some(File::from(writer)) }),
+    Ok(match (child, pipe) {
+        (Some(_), None) => Side::Parent(Waiter(None)),
+        (Some(child), Some((reader, _))) => Side::Parent(Waiter(Some((File::from(reader), child)))),
+        (None, None) => {
+            leave_old_session()?;
+            Side::Daemon(Leaver::AtOnce)
+        }
+        (None, Some((_, writer))) => Side::Daemon(Leaver::WhenServing(File::from(writer))),
     })
 }
 
-/// Waits until the daemon's mount is usable.
+/// Waits until the process that was started can end.
 #[derive(Debug)]
-pub struct Waiter {
-    reader: File,
-    child: Pid,
-}
+pub struct Waiter(Option<(File, Pid)>);
 
 impl Waiter {
-    /// Returns success when the mount on `mountpoint` is usable; the daemon's status if it ends before. It has said why.
-    pub fn wait(self, mountpoint: &Path) -> ExitCode {
-        let mut told = [0; PRIMER_NAME_LEN + 1];
-        let len = crate::sys::retry(|| rustix::io::read(&self.reader, &mut told));
-        let asked = match len.ok().and_then(|len| told.get(..len)) {
-            Some([SERVES]) => Ok(()),
-            Some([ASK]) => rustix::fs::stat(mountpoint).map(drop),
-            Some([ASK, name @ ..]) => Primer::open(mountpoint, name),
-            _ => Err(Errno::NOTCONN),
-        };
-        // What else a request may be answered is nothing that keeps others from using the mount.
-        if !matches!(asked, Err(Errno::NOTCONN | Errno::CONNABORTED)) {
-            return ExitCode::SUCCESS;
+    /// Returns 0 when the mount is there; the daemon's status if it is waited for and ends before. It has said why.
+    pub fn wait(self) -> i32 {
+        let Some((reader, child)) = self.0 else { return 0 };
+        let mut told = [0; 1];
+        if crate::sys::retry(|| rustix::io::read(&reader, &mut told)) == Ok(1) && told == [SERVES] {
+            return 0;
         }
         loop {
-            match waitpid(self.child, None) {
+            match waitpid(child, None) {
                 Err(nix::errno::Errno::EINTR) => {}
-                Ok(WaitStatus::Exited(_, status)) => {
-                    return ExitCode::from(u8::try_from(status).unwrap_or(1).max(1));
-                }
-                _ => return ExitCode::FAILURE,
+                Ok(WaitStatus::Exited(_, status)) => return status.max(1),
+                _ => return 1,
             }
         }
     }
 }
 
-/// Leaves the caller when the mount is usable. A server in the foreground has nobody to leave.
-#[derive(Debug, Default)]
-pub struct Leaver {
-    writer: Option<File>,
+/// Leaves the caller of the program.
+#[derive(Debug)]
+pub enum Leaver {
+    /// There is nobody to leave: the server is in the foreground.
+    Foreground,
+    /// It has gone on.
+    AtOnce,
+    /// It waits for the other end of this.
+    WhenServing(File),
 }
 
 impl Leaver {
-    /// Gives up the session and standard streams, and lets the waiting parent make the first requests.
+    /// Gives up the session and standard streams, and tells a waiting parent that the mount is usable.
     ///
     /// # Errors
     ///
     /// EPIPE if nobody waits any more: the mount is then not wanted.
-    fn leave(self, first: &[u8]) -> Result<()> {
-        let Some(mut writer) = self.writer else {
-            return Ok(());
+    fn leave(self) -> Result<()> {
+        let waits = match self {
+            Self::Foreground => return Ok(()),
+            Self::AtOnce => None,
+            Self::WhenServing(writer) => Some(writer),
         };
-        rustix::process::setsid().map_err(|errno| Error::new(errno).during("start", "session"))?;
+        if waits.is_some() {
+            start_session()?;
+        }
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let null = null.map_err(|errno| Error::new(errno).during("open", "/dev/null"))?;
         redirect_standard_streams(null)
             .map_err(|errno| Error::new(errno).during("redirect", "standard streams"))?;
-        writer.write_all(first).map_err(|error| Error::from(error).during("report to", "parent"))
+        let Some(mut writer) = waits else { return Ok(()) };
+        writer.write_all(&[SERVES]).map_err(|error| Error::from(error).during("report to", "parent"))
     }
+}
+
+fn start_session() -> Result<()> {
+    rustix::process::setsid().map(drop).map_err(|errno| Error::new(errno).during("start", "session"))
+}
+
+/// Starts a session when the caller may have gone on already: if the old one has ended since, or its user has pressed a key to
+/// end what is there no more, that is not for the mount.
+fn leave_old_session() -> Result<()> {
+    start_session()?;
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        sys::forget_pending(signal).map_err(|errno| {
+            Error::new(Errno::from_raw_os_error(errno as i32)).during("forget", "signals")
+        })?;
+    }
+    Ok(())
 }
 
 /// Whom a process beside this one tells what goes wrong.
@@ -220,58 +321,40 @@ fn signals() -> SigSet {
 struct Watched {
     union: Arc<Union>,
     live: Live,
-    /// Where commands come from, once that is there, if it could be had.
-    control: OnceLock<Control>,
-    /// Where files for this user's session are.
-    runtime: Option<PathBuf>,
-    /// Where the mount is; unknown if somebody else has mounted.
-    target: Option<PathBuf>,
-    /// What the kernel is to open first.
-    primer: Option<Arc<Primer>>,
+    control: Option<Control>,
+    mounted: Option<Mounted>,
     /// Whether the server has ended. Protected by itself.
     ended: Mutex<bool>,
     end: Condvar,
 }
 
-/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when commands are listened
-/// for and signals are taken.
-///
-/// `target` is the absolute path of the mount, if this process knows it; commands to it are listened for in a directory
-/// below `runtime`, or in another one.
+/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when signals are taken.
 ///
 /// # Errors
 ///
 /// The connection broke, or the threads cannot be started.
-pub fn run(
-    server: Server,
-    union: Arc<Union>,
-    target: Option<PathBuf>,
-    runtime: Option<PathBuf>,
-    leaver: Leaver,
-) -> Result<()> {
+pub fn run(server: Server, union: Arc<Union>, prepared: Prepared, leaver: Leaver) -> Result<()> {
+    let Prepared { mounted, control } = prepared;
+    if let Some(Mounted { target, number: Some(number) }) = &mounted {
+        server.mounted_on(target, *number);
+    }
     let watched = Arc::new(Watched {
         live: server.live(Arc::clone(&union)),
         union,
-        control: OnceLock::new(),
-        runtime,
-        target,
-        primer: server.primer(),
+        control,
+        mounted,
         ended: Mutex::new(false),
         end: Condvar::new(),
     });
     let on_signal = Arc::clone(&watched);
-    start("signals", move || on_signal.take_signals())?;
-    watched.prepare();
-    let alone = leaver.writer.is_none();
-    let result = leaver.leave(&watched.first_requests()).and_then(|()| {
+    match start("signals", move || on_signal.take_signals()) {
+        // Whoever has mounted was told that the mount is there. It is, and can be unmounted.
+        Err(error) if matches!(leaver, Leaver::AtOnce) => tracing::error!("no signal is taken: {error}"),
+        done => done?,
+    }
+    let result = leaver.leave().and_then(|()| {
         let commanded = Arc::clone(&watched);
-        let commands = move || {
-            if alone {
-                commanded.ask();
-            }
-            commanded.take_commands();
-        };
-        if let Err(error) = start("control", commands) {
+        if let Err(error) = start("control", move || commanded.take_commands()) {
             tracing::warn!("no command is answered: {error}");
         }
         server.run()
@@ -282,83 +365,23 @@ pub fn run(
     result
 }
 
-/// Makes the control socket of a mount. Without it the mount works all the same.
-fn listen(mount: MountId, runtime: Option<&Path>) -> Option<Control> {
-    match Control::listen(mount, runtime) {
-        Ok(control) => {
-            tracing::info!("control: {}", control.path().display());
-            Some(control)
-        }
-        Err(error) => {
-            tracing::info!("control: none: {error}");
-            None
-        }
-    }
-}
-
 fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     started.map(drop).map_err(|error| Error::from(error).during("start thread", name))
 }
 
-/// Makes the first requests to the mount on `target`, and waits for the answers.
-///
-/// In a thread of its own, without the device: a thread that waits for an answer cannot be killed, so that a killed server
-/// would never close it.
-fn prime(target: PathBuf, primer: Arc<Primer>) {
-    let work = move || {
-        sys::let_go_of_descriptors();
-        if let Err(error) = Primer::open(&target, primer.name()) {
-            tracing::debug!("the first opening is left to others: {error}");
-        }
-    };
-    match std::thread::Builder::new().name("asker".to_owned()).spawn(work).map(JoinHandle::join) {
-        Ok(Ok(())) => {}
-        Ok(Err(_)) => tracing::error!("the thread of the first requests broke"),
-        Err(error) => tracing::debug!("the first opening is left to others: {error}"),
-    }
-}
-
 impl Watched {
-    /// Does what concerns the mount and needs no answer of ours.
-    fn prepare(&self) {
-        let Some(target) = &self.target else { return };
-        let mount = match mount_at(target) {
-            Ok(mount) => mount,
-            Err(error) => return tracing::info!("control: none: {error}"),
-        };
-        if let Err(error) = read_ahead::raise(mount) {
-            tracing::debug!("the kernel's read-ahead stays as it is: {error}");
-        }
-        if let Some(control) = listen(mount, self.runtime.as_deref()) {
-            self.control.get_or_init(|| control);
-        }
-    }
-
-    /// Returns what the parent is to be told of the first requests.
-    fn first_requests(&self) -> Vec<u8> {
-        match (&self.target, &self.primer) {
-            (None, _) => vec![SERVES],
-            (Some(_), None) => vec![ASK],
-            (Some(_), Some(primer)) => [&[ASK], primer.name()].concat(),
-        }
-    }
-
-    /// Makes the first requests where there is no parent, and waits for the answers.
-    fn ask(&self) {
-        if let (Some(target), Some(primer)) = (&self.target, &self.primer) {
-            prime(target.clone(), Arc::clone(primer));
-        }
-    }
-
     fn take_commands(&self) {
-        if let Some(control) = self.control.get() {
+        if let Some(mounted) = &self.mounted {
+            mounted.read_further_ahead();
+        }
+        if let Some(control) = &self.control {
             control.serve(&self.live);
         }
     }
 
     fn stop_listening(&self) {
-        if let Some(control) = self.control.get() {
+        if let Some(control) = &self.control {
             control.close();
         }
     }
@@ -384,8 +407,8 @@ impl Watched {
     /// Takes the mount away and waits, within limits, until everything is served and flushed.
     fn stop(&self) {
         self.stop_listening();
-        let ended = match &self.target {
-            Some(target) => self.detach(target) && self.wait_for_end(),
+        let ended = match &self.mounted {
+            Some(mounted) => self.detach(&mounted.target) && self.wait_for_end(),
             None => false,
         };
         if !ended {

@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 pub use self::backing::Register;
 use self::backing::{Backings, Way, meant, told};
-pub use self::prime::{PRIMER_NAME_LEN, Primer};
+use self::prime::Primer;
 pub use self::profile::{Config, Negotiation, Opens};
 use self::snapshots::{Sink, Snapshots};
 pub use self::weight::waits_for_disk;
 use super::Counters;
+use super::control::MountId;
 use super::convert::{is_unexpected, may_lose_set_id};
 use super::wire::flags::{self, OpenReply, SetattrValid};
 use super::wire::reply::{self, DirWriter, Ttl, Ttls};
@@ -56,7 +57,7 @@ pub struct Handler {
     /// Files that the kernel reads and writes itself.
     backings: Option<Backings>,
     /// What the kernel is to open first, where OPEN is not served.
-    primer: Option<Arc<Primer>>,
+    primer: Option<Primer>,
 }
 
 impl Handler {
@@ -68,7 +69,7 @@ impl Handler {
         register: impl Register + 'static,
     ) -> Self {
         let backings = config.passthrough.then(|| Backings::new(Box::new(register)));
-        let primer = (config.opens == Opens::Unserved).then(Arc::default);
+        let primer = (config.opens == Opens::Unserved).then(Primer::default);
         Self { union, counters, config, snapshots: Snapshots::default(), backings, primer }
     }
 
@@ -77,9 +78,16 @@ impl Handler {
         &self.config
     }
 
-    /// Returns what makes the kernel ask for no opening any more; none where it is to ask.
-    pub fn primer(&self) -> Option<Arc<Primer>> {
-        self.primer.clone()
+    /// Learns where the mount is: there the kernel is taught to ask for no opening, where it need not ask.
+    pub fn mounted_on(&self, target: &Path, mount: MountId) {
+        if let Some(primer) = &self.primer {
+            primer.mounted_on(target, mount);
+        }
+    }
+
+    /// Returns whether the answer to this request waits for requests that others have to answer.
+    pub fn waits_for_others(&self, request: &Request<'_>) -> bool {
+        matches!(request, Request::Flush { .. }) && self.primer.as_ref().is_some_and(Primer::is_pending)
     }
 
     /// Rotates the upper, as [`Union::rotate`].
@@ -257,7 +265,12 @@ impl Handler {
     fn file(&self, header: &Header, request: &Request<'_>, out: &mut [u8]) -> Result<Outcome> {
         let node = header.node;
         match *request {
-            Request::Open { .. } if self.config.opens == Opens::Unserved => Err(Errno::NOSYS.into()),
+            Request::Open { .. } if self.config.opens == Opens::Unserved => {
+                if let Some(primer) = &self.primer {
+                    primer.asked();
+                }
+                Err(Errno::NOSYS.into())
+            }
             Request::Open { flags, open_flags } => {
                 let kill = open_flags & flags::OPEN_KILL_SUIDGID != 0;
                 let opened = self.union.open_file(&caller(header, 0), node, flags, kill)?;
@@ -276,7 +289,12 @@ impl Handler {
                 let written = self.union.write(node, self.handle(Some(fh)), offset, data, kill)?;
                 fitted(reply::written(out, u32::try_from(written).map_err(|_| Errno::IO)?))
             }
-            Request::Flush { .. } if !self.config.flush => Err(Errno::NOSYS.into()),
+            Request::Flush { .. } if !self.config.flush => {
+                if let Some(primer) = &self.primer {
+                    primer.open();
+                }
+                Err(Errno::NOSYS.into())
+            }
             Request::Flush { fh, .. } => done(self.union.flush(node, self.handle(Some(fh)))),
             Request::Release { fh, .. } => {
                 if let Some(backings) = &self.backings {
@@ -323,7 +341,10 @@ impl Handler {
             }
             _ => return Err(Errno::IO.into()),
         };
-        let (fh, flags, backing) = self.open_reply(entry.node, &opened);
+        let (fh, mut flags, backing) = self.open_reply(entry.node, &opened);
+        if self.primer.as_ref().is_some_and(Primer::is_pending) {
+            flags.remove(OpenReply::NOFLUSH);
+        }
         if self.config.opens == Opens::Unserved {
             // No RELEASE may tell when the file closes, so nothing stays open in its name for ever.
             self.union.park(opened.fh);

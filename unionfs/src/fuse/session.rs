@@ -1,13 +1,13 @@
 //! Serving a mount: the connection is made, threads answer requests until the mount ends.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use super::control::Live;
-use super::handler::Primer;
+use super::control::{Live, MountId};
 use super::tell::Device;
-use super::transport::{Connection, Ring};
+use super::transport::{Connection, Greeting, Ring};
 use super::{Counters, FuseAdapter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -33,26 +33,62 @@ enum Carrier {
     Own(Box<Connection>),
 }
 
-impl Server {
-    /// Does the first exchange on `device`, which may have been mounted by another process.
+/// A connection to the kernel whose first exchange has begun: the kernel's request was read and understood. Nothing that belongs
+/// to one process only was made, so that another may go on with it.
+#[derive(Debug)]
+pub struct Greeted(Exchange);
+
+/// How far the first exchange is.
+#[derive(Debug)]
+enum Exchange {
+    /// Where it was; fuser does it at once.
+    Fuser(OwnedFd),
+    Own(Box<Greeting>),
+}
+
+impl Greeted {
+    /// Begins the first exchange on `device`, which may have been mounted by another process.
+    ///
+    /// # Errors
+    ///
+    /// The mount is gone, or the kernel is too old.
+    pub fn by_kernel(device: OwnedFd, options: &MountOptions) -> Result<Self> {
+        let ring = match options.transport {
+            Transport::Fuser => return Ok(Self(Exchange::Fuser(device))),
+            Transport::Uring => Ring::Required,
+            Transport::Auto => Ring::Preferred,
+            Transport::Dev => Ring::Unwanted,
+        };
+        Ok(Self(Exchange::Own(Box::new(Greeting::read(device, options, ring)?))))
+    }
+
+    /// Returns whether [`Self::serve`] may fail in a way that whoever has mounted is to be told of.
+    pub fn may_be_refused(&self) -> bool {
+        match &self.0 {
+            Exchange::Fuser(_) => true,
+            Exchange::Own(greeting) => greeting.may_be_refused(),
+        }
+    }
+
+    /// Ends the first exchange.
     ///
     /// The serving process should have a umask of 0, and must not have its current directory inside the mount.
     ///
     /// # Errors
     ///
-    /// The mount is gone, the kernel is too old, or the options ask for a transport that this build has not.
-    pub fn connect(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
-        let ring = match options.transport {
-            Transport::Fuser => return Self::connect_fuser(union, device, options),
-            Transport::Uring => Ring::Required,
-            Transport::Auto => Ring::Preferred,
-            Transport::Dev => Ring::Unwanted,
+    /// The options ask for a transport that cannot be had.
+    pub fn serve(self, union: Arc<Union>, options: &MountOptions) -> Result<Server> {
+        let greeting = match self.0 {
+            Exchange::Fuser(device) => return Server::connect_fuser(union, device, options),
+            Exchange::Own(greeting) => greeting,
         };
         let counters = Arc::<Counters>::default();
-        let connection = Connection::open(union, Arc::clone(&counters), device, options, ring)?;
-        Ok(Self { carrier: Carrier::Own(Box::new(connection)), counters })
+        let connection = greeting.answer(union, Arc::clone(&counters))?;
+        Ok(Server { carrier: Carrier::Own(Box::new(connection)), counters })
     }
+}
 
+impl Server {
     fn connect_fuser(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<Self> {
         let adapter = FuseAdapter::new(union, options);
         let counters = adapter.counters();
@@ -82,12 +118,10 @@ impl Server {
         }
     }
 
-    /// Returns what makes the kernel ask for no opening of files any more, to be used once requests are answered; none where
-    /// it is to ask.
-    pub fn primer(&self) -> Option<Arc<Primer>> {
-        match &self.carrier {
-            Carrier::Own(connection) => connection.primer(),
-            Carrier::Fuser(_) => None,
+    /// Learns where the mount is.
+    pub fn mounted_on(&self, target: &Path, mount: MountId) {
+        if let Carrier::Own(connection) = &self.carrier {
+            connection.handler().mounted_on(target, mount);
         }
     }
 
@@ -124,10 +158,10 @@ pub(crate) fn raise_open_files_limit() -> std::result::Result<(), Errno> {
 ///
 /// # Errors
 ///
-/// What [`Server::connect`] and [`Server::run`] give.
+/// What [`Greeted`] and [`Server::run`] give.
 pub fn serve(union: Arc<Union>, device: OwnedFd, options: &MountOptions) -> Result<()> {
     if let Err(errno) = raise_open_files_limit() {
         tracing::warn!(%errno, "cannot raise the limit of open files");
     }
-    Server::connect(union, device, options)?.run()
+    Greeted::by_kernel(device, options)?.serve(union, options)?.run()
 }

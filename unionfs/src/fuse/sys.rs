@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
+use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// The descriptors above standard error that this process was started with.
@@ -75,6 +76,20 @@ pub(super) fn keep_only(kept: &[BorrowedFd<'_>]) {
     let mut others = Inherited::at_start();
     others.0.retain(|&fd| kept.iter().all(|kept| kept.as_raw_fd() != fd));
     others.close();
+}
+
+/// Forgets a signal that waits to be taken.
+///
+/// # Errors
+///
+/// What sigaction(2) answers.
+pub(super) fn forget_pending(signal: Signal) -> nix::Result<()> {
+    // JUSTIFICATION: one that is ignored does not wait (POSIX), and to ignore one is not safe in nix.
+    // SAFETY: no handler is set.
+    let before = unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }?;
+    // JUSTIFICATION: as above.
+    // SAFETY: what was there before this function is there again.
+    unsafe { nix::sys::signal::signal(signal, before) }.map(drop)
 }
 
 /// Returns the number by which another program, or the text of mount options, can name a descriptor that stays open.

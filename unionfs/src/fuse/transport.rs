@@ -1,6 +1,6 @@
 //! How requests and answers travel, without a library: the first exchange, then a transport until the mount ends.
 //!
-//! [`Connection::open`] does the first exchange on the device. After it, `dev` reads and writes the device with
+//! [`Greeting`] does the first exchange on the device. After it, `dev` reads and writes the device with
 //! several threads. Where io_uring was agreed on, `uring` takes nearly all requests, and `dev` what still comes on the
 //! device: what needs no answer, and everything, should the kernel turn io_uring off after all.
 
@@ -27,7 +27,7 @@ use self::buffers::Buffers;
 use self::uring::Queues;
 use self::workers::Workers;
 use super::Counters;
-use super::handler::{Config, Handler, Negotiation, Primer};
+use super::handler::{Config, Handler, Negotiation};
 use super::wire::flags::InitFlags;
 use super::wire::{self, Header, InitIn, MAJOR, MINOR, Request};
 use crate::error::{Errno, Error, Result};
@@ -58,20 +58,26 @@ pub(super) enum Ring {
     Required,
 }
 
-impl Connection {
-    /// Does the first exchange on `device`.
+/// A connection of which the kernel's first request was read and understood. It is answered already where nothing is to be made
+/// before that.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    device: Arc<OwnedFd>,
+    buffers: Buffers,
+    header: Header,
+    offer: InitIn,
+    chosen: Negotiation,
+    ring: Ring,
+    spin: Spin,
+}
+
+impl Greeting {
+    /// Reads the first request from `device`. Nothing is made that belongs to this process only: it may still fork.
     ///
     /// # Errors
     ///
-    /// The mount is gone, the kernel is too old, or io_uring is required and cannot be had.
-    pub(super) fn open(
-        union: Arc<Union>,
-        counters: Arc<Counters>,
-        device: OwnedFd,
-        options: &MountOptions,
-        ring: Ring,
-    ) -> Result<Self> {
-        let device = Arc::new(device);
+    /// The mount is gone, or the kernel is too old.
+    pub(super) fn read(device: OwnedFd, options: &MountOptions, ring: Ring) -> Result<Self> {
         let mut buffers = Buffers::new(options.max_write);
         let (header, offer) = receive_init(&device, &mut buffers)?;
         let Some(chosen) = Negotiation::choose(options, &offer, ring != Ring::Unwanted) else {
@@ -79,23 +85,57 @@ impl Connection {
             let hint = "this transport needs FUSE 7.23 (Linux 3.15); try transport=fuser";
             return Err(Error::new(Errno::PROTO).during("serve", "a kernel this old").hint(hint));
         };
-        let (queues, reason) = match (ring, make_queues(&device, &chosen.config)) {
+        let (device, spin) = (Arc::new(device), options.spin);
+        let mut greeting = Self { device, buffers, header, offer, chosen, ring, spin };
+        if !greeting.needs_queues() {
+            // Requests that arrive before somebody serves need not wait for that first.
+            greeting.agree(None)?;
+        }
+        Ok(greeting)
+    }
+
+    /// Returns whether the answer depends on what can be made for io_uring.
+    fn needs_queues(&self) -> bool {
+        self.ring == Ring::Required || self.chosen.config.uring
+    }
+
+    /// Answers the first request.
+    fn agree(&mut self, queues: Option<&Queues>) -> Result<()> {
+        let answer = &mut self.chosen.answer;
+        answer.flags.set(InitFlags::OVER_IO_URING, queues.is_some());
+        let len = answer.encode(self.buffers.answer()).ok_or(Errno::IO)?;
+        self.buffers.reply(&self.device, self.header.unique, len)
+    }
+
+    /// Returns whether what remains to be done may fail in a way that only the user can do something about.
+    pub(super) fn may_be_refused(&self) -> bool {
+        self.ring == Ring::Required
+    }
+
+    /// Answers it, if it is not answered yet, and has the queues serve.
+    ///
+    /// # Errors
+    ///
+    /// io_uring is required and cannot be had.
+    pub(super) fn answer(mut self, union: Arc<Union>, counters: Arc<Counters>) -> Result<Connection> {
+        let (queues, reason) = match (self.ring, make_queues(&self.device, &self.chosen.config)) {
             (_, Ok(queues)) => (Some(queues), "uring, which the kernel offers".to_owned()),
             (Ring::Required, Err(error)) => {
-                buffers.reply_error(&device, header.unique, error.errno())?;
+                self.buffers.reply_error(&self.device, self.header.unique, error.errno())?;
                 return Err(error);
             }
             (Ring::Preferred, Err(error)) => (None, format!("dev ({error})")),
             (Ring::Unwanted, Err(_)) => (None, "dev, as asked".to_owned()),
         };
-        let Negotiation { mut answer, config } = chosen;
-        answer.flags.set(InitFlags::OVER_IO_URING, queues.is_some());
-        let handler = Arc::new(Handler::new(union, counters, config, DeviceRegister(Arc::clone(&device))));
-        let len = answer.encode(buffers.answer()).ok_or(Errno::IO)?;
-        buffers.reply(&device, header.unique, len)?;
+        let register = DeviceRegister(Arc::clone(&self.device));
+        let handler = Arc::new(Handler::new(union, counters, self.chosen.config, register));
+        if self.needs_queues() {
+            self.agree(queues.as_ref())?;
+        }
+        let Self { device, buffers, offer, chosen: Negotiation { answer, .. }, spin, .. } = self;
         // From here on the kernel lets requests wait until all queues serve.
         let workers = Arc::<Workers>::default();
-        let awake = Awake::new(options.spin == Spin::Auto);
+        let awake = Awake::new(spin == Spin::Auto);
         if let Some(queues) = &queues {
             queues.start(&handler, &workers, &awake.vigil());
         }
@@ -106,9 +146,11 @@ impl Connection {
             answer.flags
         );
         let queues = queues.map(|queues| (queues, workers));
-        Ok(Self { device, handler, queues, awake, buffers, reason })
+        Ok(Connection { device, handler, queues, awake, buffers, reason })
     }
+}
 
+impl Connection {
     /// Returns who answers the requests.
     pub(super) fn handler(&self) -> Arc<Handler> {
         Arc::clone(&self.handler)
@@ -126,11 +168,6 @@ impl Connection {
             self.reason.replace('\n', ", "),
             self.handler.config().data_mode()
         )
-    }
-
-    /// Returns what makes the kernel ask for no opening any more; none where it is to ask.
-    pub(super) fn primer(&self) -> Option<Arc<Primer>> {
-        self.handler.primer()
     }
 
     /// Answers requests until the mount ends, then flushes the union.

@@ -62,7 +62,7 @@ impl Handler {
             | Request::Opendir { .. }
             | Request::Getxattr { .. }
             | Request::Listxattr { .. } => careful,
-            _ => false,
+            _ => self.waits_for_others(request),
         }
     }
 

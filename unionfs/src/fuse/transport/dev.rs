@@ -199,7 +199,10 @@ impl<'env> Team<'env> {
         };
         let pace = &mut held.known;
         pace.asked_by(header.pid);
-        let gives = pace.careful > 0 || is_bulk(&request) || (pace.is_crowded() && self.has_room());
+        let gives = pace.careful > 0
+            || is_bulk(&request)
+            || self.handler.waits_for_others(&request)
+            || (pace.is_crowded() && self.has_room());
         if gives || self.handler.may_take_long(&header, &request, false) {
             if !gives && pace.has_one_client() && self.watch_loans(scope) {
                 held.lend(GRACE);
