@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use e2e::mounted::{Layers, Mounted, make_catalogs, scratch, union_program};
 use e2e::require;
@@ -186,4 +187,52 @@ fn a_layer_that_was_changed_after_its_catalog_was_made_is_seen_as_it_is() {
     fs::write(top.join("new"), "").unwrap();
     let message = mounted.try_mount().unwrap_err();
     assert!(message.contains("has changed"), "{message}");
+}
+
+/// A tmpfs with an empty file, for as long as the value lives.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn on(at: &'a Path, file: &str) -> Self {
+        rustix::mount::mount("layer", at, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        fs::write(at.join(file), "").unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn layers_that_are_near_each_other_are_each_what_their_path_leads_to() {
+    require!(Fuse, Union, Root);
+    let scratch = scratch();
+    let base = scratch.path();
+    let mut layers = Layers::below(base, 3);
+    for (path, file) in
+        [("lower0", "plain"), ("lower1/d", "beneath"), ("far/three", "linked"), ("x/4/diff", "nested")]
+    {
+        fs::create_dir_all(base.join(path)).unwrap();
+        fs::write(base.join(path).join(file), "").unwrap();
+    }
+    std::os::unix::fs::symlink("far/three", base.join("lower3")).unwrap();
+    fs::create_dir_all(base.join("x/5/diff")).unwrap();
+    let (covered, mounted_layer, deep) = (base.join("lower1/d"), base.join("lower2"), base.join("x/5/diff"));
+    let _mounts = [Tmpfs::on(&covered, "above"), Tmpfs::on(&mounted_layer, "own"), Tmpfs::on(&deep, "deep")];
+    layers.lowers.extend(["lower3", "x/4/diff", "x/5/diff"].map(|path| base.join(path)));
+    let mut mounted = Mounted::new(layers);
+    let names = |at: &Path| {
+        let mut names: Vec<_> = fs::read_dir(at)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(mounted.root()), ["d", "deep", "linked", "nested", "own", "plain"]);
+    assert_eq!(names(&mounted.root().join("d")), ["beneath"], "what lies under other mounts is shown");
+    mounted.unmount();
 }

@@ -45,6 +45,7 @@ fn beside(layer: &Path) -> Option<PathBuf> {
 /// How this process sees owners and attributes: a catalog made by who sees them otherwise does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Viewer {
+    user: u32,
     ids: u64,
     trusted: bool,
 }
@@ -64,7 +65,8 @@ impl Viewer {
         let capabilities =
             capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
         let ids = checksum(numbers.join(" ").as_bytes());
-        Ok(Self { ids, trusted: initial && capabilities & SYS_ADMIN != 0 })
+        let user = rustix::process::geteuid().as_raw();
+        Ok(Self { user, ids, trusted: initial && capabilities & SYS_ADMIN != 0 })
     }
 }
 
@@ -99,9 +101,9 @@ impl Catalog {
             }
         };
         let stat = sys::stat_fd(file.as_fd())?;
-        let ours = rustix::process::geteuid().as_raw();
+        let viewer = viewer()?;
         if stat.mode & libc::S_IFMT != libc::S_IFREG
-            || (stat.uid != 0 && stat.uid != ours)
+            || (stat.uid != 0 && stat.uid != viewer.user)
             || stat.mode & (libc::S_IWGRP | libc::S_IWOTH) != 0
         {
             return Ok(Some(Err("others could have written it")));
@@ -112,7 +114,6 @@ impl Catalog {
         if header.len != stat.size || !header.root.is_within(stat.size) {
             return Ok(Some(Err("it is cut short")));
         }
-        let viewer = viewer()?;
         if header.ids != viewer.ids || (viewer.trusted && !header.trusted) {
             return Ok(Some(Err("it was made in another user namespace or with less privilege")));
         }

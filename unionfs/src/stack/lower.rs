@@ -47,6 +47,9 @@ pub(crate) struct LowerLayer {
     /// Absolute and without symbolic links.
     pub real: PathBuf,
     root: Arc<OwnedFd>,
+    /// The clone of its mount, where it has that in common with others: given up with the last of them.
+    #[expect(dead_code, reason = "the mount lives as long as it is open")]
+    shared_clone: Option<Arc<OwnedFd>>,
     root_stat: Stat,
     /// The root has no extended attributes.
     bare_root: bool,

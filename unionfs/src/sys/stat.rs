@@ -1,8 +1,9 @@
 //! statx(2), reduced to what a union needs.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
-use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags, makedev, statx};
+use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags, makedev, statx};
 
 use crate::error::Errno;
 use crate::request::{FileKind, Timestamp};
@@ -105,8 +106,17 @@ const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Returns the attributes of an open object, and the number of the mount as [`mount_number`], 0 before Linux 6.8.
 pub(crate) fn stat_with_mount(fd: BorrowedFd<'_>) -> Result<(Stat, u64), Errno> {
+    with_mount(fd, Path::new(""), AtFlags::EMPTY_PATH)
+}
+
+/// As [`stat_with_mount`] of what a path leads to.
+pub(crate) fn stat_path_with_mount(path: &Path) -> Result<(Stat, u64), Errno> {
+    with_mount(CWD, path, AtFlags::empty())
+}
+
+fn with_mount(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Result<(Stat, u64), Errno> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | UNIQUE_MOUNT;
-    let x = statx(fd, c"", AtFlags::EMPTY_PATH, wanted)?;
+    let x = statx(dir, path, flags, wanted)?;
     let mount = if x.stx_mask & UNIQUE_MOUNT.bits() == 0 { 0 } else { x.stx_mnt_id };
     Ok((from_statx(&x), mount))
 }

@@ -22,6 +22,39 @@ pub(crate) struct Opener<'a> {
     mounts: MountTable,
     /// By their device.
     file_systems: Vec<(u64, FileSystem)>,
+    /// Clones of mounts that layers have in common.
+    clones: Vec<Cloned>,
+    /// This process may clone no mount.
+    may_not_clone: bool,
+    /// In which directory the last layer was, as it was given and really.
+    last: Option<(PathBuf, PathBuf)>,
+}
+
+/// A directory in a private clone of its mount.
+#[derive(Debug)]
+struct Cloned {
+    /// Absolute and without symbolic links.
+    real: PathBuf,
+    /// The number of the mount that was cloned.
+    mount: u64,
+    dir: Arc<OwnedFd>,
+}
+
+/// The directory of a layer.
+#[derive(Debug)]
+struct Root {
+    fd: OwnedFd,
+    /// The clone that it has in common with others.
+    shared: Option<Arc<OwnedFd>>,
+}
+
+/// Where a layer is.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    real: PathBuf,
+    /// The number of its mount.
+    mount: u64,
 }
 
 /// What all layers on a file system share.
@@ -37,7 +70,8 @@ struct FileSystem {
 impl<'a> Opener<'a> {
     /// Makes one that knows no file system yet.
     pub(crate) fn new(options: &'a MountOptions) -> Self {
-        Self { options, mounts: MountTable::default(), file_systems: Vec::new() }
+        let (mounts, file_systems, clones) = (MountTable::default(), Vec::new(), Vec::new());
+        Self { options, mounts, file_systems, clones, may_not_clone: false, last: None }
     }
 
     /// Opens the directory at `path` as a layer, without the file systems mounted below it.
@@ -45,12 +79,72 @@ impl<'a> Opener<'a> {
     /// # Errors
     /// What open(2) says of the path; ENOTDIR if it is no directory.
     pub(crate) fn open(&mut self, path: &Path) -> Result<LowerLayer> {
+        if let Some((place, root, stat)) = self.open_beside(path) {
+            return Ok(self.layer(place, root, stat, None));
+        }
         let name = path.as_os_str().as_encoded_bytes();
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let plain = sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
-            .map_err(|e| Error::new(e).during("open lower layer", name))?;
+        let plain = open_dir(path).map_err(|e| Error::new(e).during("open lower layer", name))?;
         let mount_ids = self.mount_ids(plain.as_fd()).map(Arc::new);
         self.layer_of(path.to_path_buf(), plain, mount_ids)
+    }
+
+    /// Opens a layer that is in one directory with the last one, if that is so.
+    fn open_beside(&self, path: &Path) -> Option<(Place, Root, Stat)> {
+        let (given, really) = self.last.as_ref().filter(|_| !self.maps_ids())?;
+        let name = path.file_name().filter(|_| path.parent() == Some(given))?;
+        let real = really.join(name);
+        let (stat, mount) = sys::stat::stat_path_with_mount(path).ok()?;
+        let root = self.open_in_clone(&real, mount, &stat)?;
+        Some((Place { path: path.to_path_buf(), real, mount }, root, stat))
+    }
+
+    /// Opens the directory at `real`, which is `expected`, through a clone that it has in common with others: to clone and to
+    /// give up a mount takes several times as long as to open a directory.
+    fn open_in_clone(&self, real: &Path, mount: u64, expected: &Stat) -> Option<Root> {
+        let is_around = |cloned: &&Cloned| cloned.mount == mount && real.starts_with(&cloned.real);
+        let cloned = self.clones.iter().find(is_around)?;
+        let within = real.strip_prefix(&cloned.real).ok()?.as_os_str().as_encoded_bytes();
+        let fd = sys::open_dir_beneath(cloned.dir.as_fd(), within).ok()?;
+        let found = sys::stat_fd(fd.as_fd()).ok()?;
+        // A directory has one place on a mount.
+        let same = (found.dev, found.ino) == (expected.dev, expected.ino);
+        same.then(|| Root { fd, shared: Some(Arc::clone(&cloned.dir)) })
+    }
+
+    /// Returns the same directory in a private clone of its mount, which shows what lies under other mounts, as kernel overlayfs
+    /// does. It needs privilege over the mount namespace; without it, mount points are seen as empty directories.
+    fn clone_of(&mut self, plain: OwnedFd, place: &Place, stat: &Stat) -> Root {
+        if self.may_not_clone {
+            return Root { fd: plain, shared: None };
+        }
+        // The first layer may stay the only one.
+        if self.last.is_some() && place.mount != 0 {
+            self.share_clone(place);
+            if let Some(root) = self.open_in_clone(&place.real, place.mount, stat) {
+                return root;
+            }
+        }
+        let fd = private_clone(plain.as_fd()).unwrap_or_else(|errno| {
+            self.may_not_clone = errno == Errno::PERM;
+            plain
+        });
+        Root { fd, shared: None }
+    }
+
+    /// Clones the mount of a layer for it and those around it, unless that is done. Layers of containers are each in a directory
+    /// of its own, and these in one.
+    fn share_clone(&mut self, place: &Place) {
+        if self.clones.iter().any(|known| known.mount == place.mount && place.real.starts_with(&known.real)) {
+            return;
+        }
+        // To give up a clone that is not needed would wait for all processors.
+        let wider = place.real.ancestors().nth(2).and_then(|dir| Cloned::of(dir, place.mount));
+        let cloned = wider.or_else(|| Cloned::of(place.real.parent()?, place.mount));
+        self.clones.extend(cloned);
+    }
+
+    fn maps_ids(&self) -> bool {
+        !(self.options.uid_map.is_identity() && self.options.gid_map.is_identity())
     }
 
     /// Returns the mapping of ids that the mount has applied which `layer` lies on, if it is to be taken back.
@@ -65,26 +159,31 @@ impl<'a> Opener<'a> {
         plain: OwnedFd,
         mount_ids: Option<Arc<MountIds>>,
     ) -> Result<LowerLayer> {
-        let (root_stat, mount) = sys::stat::stat_with_mount(plain.as_fd())?;
+        let (stat, mount) = sys::stat::stat_with_mount(plain.as_fd())?;
         let real = sys::real_path(plain.as_fd(), &path);
-        // A private clone of the mount shows what lies under other mounts, as kernel overlayfs does. It needs
-        // privilege over the mount namespace; without it, mount points are seen as empty directories.
-        let clone =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let root = match open_tree(&plain, c"", clone) {
-            Ok(root) => {
-                protect(&root);
-                root
-            }
-            Err(_) => plain,
-        };
+        let place = Place { path, real, mount };
+        let root = self.clone_of(plain, &place, &stat);
+        let dirs = (place.path.parent(), place.real.parent());
+        self.last =
+            if let (Some(given), Some(real)) = dirs { Some((given.into(), real.into())) } else { None };
+        Ok(self.layer(place, root, stat, mount_ids))
+    }
+
+    fn layer(
+        &mut self,
+        place: Place,
+        Root { fd: root, shared }: Root,
+        root_stat: Stat,
+        mount_ids: Option<Arc<MountIds>>,
+    ) -> LowerLayer {
         let names = match sys::xattr::list_dir(root.as_fd()) {
             Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
             names => names,
         };
         let FileSystem { uuid, handles_last, handles_have_numbers, has_verity } =
             self.file_system(&root_stat, root.as_fd());
-        Ok(LowerLayer {
+        let Place { path, real, mount } = place;
+        LowerLayer {
             root_stat,
             mount,
             epoch: None,
@@ -99,11 +198,12 @@ impl<'a> Opener<'a> {
             handles_have_numbers,
             has_verity,
             root: Arc::new(root),
+            shared_clone: shared,
             path,
             real,
             index: None,
             was_upper: false,
-        })
+        }
     }
 
     /// Returns the facts about the file system that a directory is on.
@@ -131,6 +231,29 @@ impl<'a> Opener<'a> {
         self.file_systems.push((stat.dev, found));
         found
     }
+}
+
+impl Cloned {
+    /// None if the directory at `real` is on another mount, or cannot be had.
+    fn of(real: &Path, mount: u64) -> Option<Self> {
+        let plain = open_dir(real).ok()?;
+        let (_, there) = sys::stat::stat_with_mount(plain.as_fd()).ok()?;
+        let dir = (there == mount).then(|| private_clone(plain.as_fd()).ok()).flatten()?;
+        Some(Self { real: real.to_path_buf(), mount, dir: Arc::new(dir) })
+    }
+}
+
+fn open_dir(path: &Path) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
+}
+
+fn private_clone(plain: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> {
+    let clone =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let root = open_tree(plain, c"", clone)?;
+    protect(&root);
+    Ok(root)
 }
 
 /// Makes a clone of a layer's mount read-only and keeps access times from being moved through it, as kernel overlayfs does.
