@@ -60,15 +60,15 @@ impl fmt::Display for Features {
 
 /// Tries everything that `options` do not leave out.
 pub(crate) fn probe(workdir: &Workdir, options: &MountOptions) -> Result<Features> {
-    let exchange = try_exchange(workdir)?;
     let namespace = try_namespace(workdir, options.userxattr)?;
-    Ok(Features {
-        whiteouts: choose_whiteouts(workdir, options.whiteouts, exchange, namespace)?,
-        namespace,
-        sidecar: false,
-        exchange,
-        chown: may_chown(workdir)?,
-    })
+    let wants_devices = matches!(options.whiteouts, Whiteouts::Auto | Whiteouts::Char);
+    let (exchange, whiteouts) = if wants_devices && holds_exchanged_devices(workdir)? {
+        (true, WhiteoutForm::CharDevice)
+    } else {
+        let exchange = try_exchange(workdir)?;
+        (exchange, choose_whiteouts(workdir, options.whiteouts, exchange, namespace)?)
+    };
+    Ok(Features { whiteouts, namespace, sidecar: false, exchange, chown: may_chown(workdir)? })
 }
 
 /// Chooses the form of whiteouts: the first that is wanted and can be had. The first two are put in place by an exchange.
@@ -117,6 +117,23 @@ fn make_file(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     sys::open_at(dir, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o600)
         .map_err(|e| crate::Error::new(e).during("create a file in the workdir", name))?;
     Ok(())
+}
+
+/// Tries in one go what nearly every upper can do: devices as whiteouts, exchanged with a file and left behind by a rename.
+fn holds_exchanged_devices(workdir: &Workdir) -> Result<bool> {
+    let (file, device, moved) = (workdir.temp(), workdir.temp(), workdir.temp());
+    let (dir, is_whiteout) =
+        (workdir.fd(), |name| sys::stat_at(workdir.fd(), name).map(|stat| stat.is_whiteout()));
+    make_file(dir, file.name())?;
+    let made = make_whiteout(dir, device.name()).and_then(|()| {
+        rustix::fs::renameat_with(dir, file.name(), dir, device.name(), RenameFlags::EXCHANGE)
+    });
+    // The device is now where the file was.
+    if made.is_err() || !is_whiteout(file.name())? {
+        return Ok(false);
+    }
+    let left = rustix::fs::renameat_with(dir, device.name(), dir, moved.name(), RenameFlags::WHITEOUT);
+    Ok(left.is_ok() && is_whiteout(device.name())? && !is_whiteout(moved.name())?)
 }
 
 fn try_exchange(workdir: &Workdir) -> Result<bool> {
@@ -179,17 +196,22 @@ fn try_dot_wh(workdir: &Workdir) -> Result<()> {
     Ok(rustix::fs::unlinkat(workdir.fd(), &name, rustix::fs::AtFlags::empty())?)
 }
 
+/// Tries attributes on the workdir, as kernel overlayfs does.
 fn try_namespace(workdir: &Workdir, userxattr: bool) -> Result<Option<Namespace>> {
-    let temp = workdir.temp();
-    rustix::fs::mkdirat(workdir.fd(), temp.name(), Mode::RWXU)?;
-    let dir = sys::pin_at(workdir.fd(), temp.name())?;
     for namespace in [Namespace::Trusted, Namespace::User] {
         if userxattr && namespace == Namespace::Trusted {
             continue;
         }
         let name = namespace.name("opaque");
-        let set = sys::xattr::set(dir.as_fd(), &name, b"y", 0);
-        if set.is_ok() && sys::xattr::get(dir.as_fd(), &name).is_ok_and(|value| value == b"y") {
+        if sys::xattr::set(workdir.fd(), &name, b"y", 0).is_err() {
+            continue;
+        }
+        let kept = sys::xattr::get(workdir.fd(), &name).is_ok_and(|value| value == b"y");
+        match sys::xattr::remove(workdir.fd(), &name) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if kept {
             return Ok(Some(namespace));
         }
     }
