@@ -2,12 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use e2e::mounted::{Layers, Mounted, built, scratch};
 use e2e::require;
 use e2e::tree::LayerTree;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 use crate::{Fixture, errno, mark};
+
+const LATER: Timestamps = {
+    let time = Timespec { tv_sec: 2_000_000_000, tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
+};
 
 #[test]
 fn a_renamed_lower_directory_leaves_a_redirect_or_answers_exdev() {
@@ -90,6 +97,21 @@ fn without_an_index_a_changed_name_is_split_from_the_others() {
             assert_eq!(fs::read(union.at("b")).unwrap(), other.as_bytes(), "{option}");
             union.mounted.remount();
         }
+    }
+}
+
+/// The marks of ordinary users are attributes that only files and directories may have.
+#[test]
+fn links_of_what_can_hold_no_mark_are_split() {
+    require!(Fuse, Union);
+    let tree = LayerTree::new().symlink("a", "target").hardlink("b", "a");
+    let times = |path: &Path| fs::symlink_metadata(path).unwrap().mtime();
+    let mut union = Fixture::new(&[tree], ",userxattr");
+    let before = times(&union.at("b"));
+    utimensat(CWD, union.at("a"), &LATER, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    for _ in 0..2 {
+        assert_eq!((times(&union.at("a")), times(&union.at("b"))), (LATER.last_modification.tv_sec, before));
+        union.mounted.remount();
     }
 }
 

@@ -103,7 +103,8 @@ fn linked_lower_file(
     }
     let by_name = ObjectKey::lower_name(dir.id, name.as_bytes());
     let Identity { stat: lower, ino, .. } = plain(by_name);
-    let Some(index) = &tree.index else { return Ok(plain(by_name)) };
+    let index = tree.index.as_ref().filter(|_| tree.stack.may_be_marked(&lower));
+    let Some(index) = index else { return Ok(plain(by_name)) };
     let key = ObjectKey::new(dir.layer, tree.stack.device_index(lower.dev), lower.ino);
     if tree.table.shown_ino(key).is_some() {
         return Ok(plain(key));

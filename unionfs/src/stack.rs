@@ -159,6 +159,21 @@ impl LayerStack {
         self.upper.as_deref().ok_or(Error::new(Errno::ROFS))
     }
 
+    /// Returns whether an object of a lower can have marks once it is on the upper: `user.*` attributes are for files and
+    /// directories only.
+    pub(crate) fn may_be_marked(&self, stat: &Stat) -> bool {
+        let Some(upper) = &self.upper else { return false };
+        if upper.features.sidecar || upper.features.namespace != Some(Namespace::User) {
+            return upper.features.namespace.is_some();
+        }
+        match stat.kind() {
+            FileKind::Regular | FileKind::Directory => true,
+            FileKind::Symlink => false,
+            // In the place of the others is a file where owners are kept in records.
+            _ => !upper.owners.are_inodes(),
+        }
+    }
+
     /// Returns where owners and modes of the upper are kept.
     pub(crate) fn upper_owners(&self) -> Owners {
         self.upper.as_ref().map_or(Owners::Inodes, |upper| upper.owners)
