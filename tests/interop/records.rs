@@ -10,7 +10,7 @@ use e2e::operation::{Op, Special, Step};
 use e2e::require;
 use e2e::require::say;
 use e2e::snapshot::Snapshot;
-use e2e::tree::{Kind, at};
+use e2e::tree::{Kind, at, split};
 use unionfs::ondisk::record::RecordForm;
 
 use crate::peers::{by_kernel_and_records, programs, seen};
@@ -27,6 +27,16 @@ fn is_shared(step: &Step) -> bool {
         Op::Remount => false,
         Op::Mknod { special, .. } => *special == Special::File,
         Op::SetXattr { name, .. } | Op::RemoveXattr { name, .. } => name.0.starts_with(b"user."),
+        _ => true,
+    }
+}
+
+/// Returns whether fuse-overlayfs 1.10 can open the object: where owners are in records it does so with each, waits for ever at a
+/// pipe, and answers ENOMEM for a symbolic link to itself.
+fn can_be_opened(path: &[u8], kind: &Kind) -> bool {
+    match kind {
+        Kind::Fifo => false,
+        Kind::Symlink(to) => *to != split(path).1,
         _ => true,
     }
 }
@@ -64,7 +74,7 @@ fn peer_reads(program: &Path, seed: u64) -> Result<bool, String> {
     let scratch = scratch();
     let count = 1 + (seed % 3) as usize;
     let mut trees = layers(seed, count);
-    trees.iter_mut().for_each(|tree| tree.retain(|_, kind| *kind != Kind::Fifo));
+    trees.iter_mut().for_each(|tree| tree.retain(|path, kind| can_be_opened(path, kind)));
     let places = Layers { extra: OURS.to_owned(), ..Layers::below(scratch.path(), count) };
     trees.iter().zip(&places.lowers).for_each(|(tree, lower)| tree.build(lower));
     let flavour = Flavour { handles: false, ..Flavour::full() };
