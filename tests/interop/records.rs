@@ -74,7 +74,7 @@ fn peer_reads(program: &Path, seed: u64) -> Result<bool, String> {
     let scratch = scratch();
     let count = 1 + (seed % 3) as usize;
     let mut trees = layers(seed, count);
-    trees.iter_mut().for_each(|tree| tree.retain(|path, kind| can_be_opened(path, kind)));
+    trees.iter_mut().for_each(|tree| tree.retain(can_be_opened));
     let places = Layers { extra: OURS.to_owned(), ..Layers::below(scratch.path(), count) };
     trees.iter().zip(&places.lowers).for_each(|(tree, lower)| tree.build(lower));
     let flavour = Flavour { handles: false, ..Flavour::full() };
