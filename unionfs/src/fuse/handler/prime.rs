@@ -96,7 +96,7 @@ impl Primer {
         };
         match std::thread::Builder::new().name("asker".to_owned()).spawn(work) {
             // Nothing is sent: it ends the wait that it ends.
-            Ok(_) => if waited.recv_timeout(PATIENCE).is_ok() {},
+            Ok(_) => drop(waited.recv_timeout(PATIENCE)),
             Err(error) => tracing::debug!("the first opening is left to others: {error}"),
         }
     }
