@@ -9,19 +9,10 @@ use e2e::oracle::KernelOverlay;
 use e2e::require;
 use e2e::tree::{Kind, LayerTree, overlay_namespace};
 
-use crate::{Fixture, errno, mark};
+use crate::{Fixture, errno, mark, names_in};
 
 fn overlay(mark: &str) -> String {
     format!("{}.overlay.{mark}", overlay_namespace())
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// A file without data of its own, as image tools make it: its content is that of `target` in a data-only layer.
@@ -46,13 +37,13 @@ fn every_form_of_opaque_directory_is_read() {
     trees.push(layer.clone().file("d/.wh..wh..opq", ""));
     for tree in trees {
         let union = Fixture::new(&[tree.clone(), below.clone()], "");
-        assert_eq!(names(&union.at("d")), ["both"], "{tree:?}");
+        assert_eq!(names_in(&union.at("d")), ["both"], "{tree:?}");
         assert_eq!(errno(fs::read(union.at("d/hidden"))), libc::ENOENT, "{tree:?}");
         assert_eq!(fs::read(union.at("d/both")).unwrap(), b"above");
     }
     for (name, value) in [("user.overlay.opaque", "n"), ("user.fuseoverlayfs.opaque", "")] {
         let union = Fixture::new(&[layer.clone().xattr("d", name, value), below.clone()], "");
-        assert_eq!(names(&union.at("d")), ["both", "hidden"], "{name}={value}");
+        assert_eq!(names_in(&union.at("d")), ["both", "hidden"], "{name}={value}");
     }
 }
 
@@ -70,9 +61,9 @@ fn a_whiteout_of_image_layers_hides_nothing_in_its_own_layer() {
     let below = LayerTree::new().file("d/f", "below").file("d/sub/old", "below").file("d/kept", "below");
     let union = Fixture::new(&[layer, below], "");
     assert_eq!(fs::read(union.at("d/f")).unwrap(), b"same layer");
-    assert_eq!(names(&union.at("d")), ["f", "kept", "sub"]);
-    assert_eq!(names(&union.at("d/sub")), ["new"]);
-    assert_eq!(names(&union.at("")), ["d"]);
+    assert_eq!(names_in(&union.at("d")), ["f", "kept", "sub"]);
+    assert_eq!(names_in(&union.at("d/sub")), ["new"]);
+    assert_eq!(names_in(&union.at("")), ["d"]);
 }
 
 #[test]
@@ -101,7 +92,7 @@ fn a_redirect_that_breaks_the_rules_is_an_error_and_leads_nowhere() {
         let layer = LayerTree::new().dir("new").xattr("new", &overlay("redirect"), value);
         let union = Fixture::new(&[layer, below.clone()], "");
         match (fs::read_dir(union.at("new")), want) {
-            (Ok(_), Ok(want)) => assert_eq!(names(&union.at("new")).join(","), want, "{value}"),
+            (Ok(_), Ok(want)) => assert_eq!(names_in(&union.at("new")).join(","), want, "{value}"),
             (got, want) => assert_eq!(
                 got.map(drop).map_err(|e| e.raw_os_error()),
                 want.map(drop).map_err(Some),
@@ -123,7 +114,7 @@ fn marks_count_in_the_namespace_in_force_only() {
     let below = LayerTree::new().file("old/f", "1").file("secret", "12345").file("meta", "below");
     for (option, listed, content) in [("", "", "\0\0\0\0\0"), (",userxattr", "f", "12345")] {
         let union = Fixture::new(&[layer.clone(), below.clone()], option);
-        assert_eq!(names(&union.at("moved")).join(","), listed, "{option}");
+        assert_eq!(names_in(&union.at("moved")).join(","), listed, "{option}");
         assert_eq!(fs::read_to_string(union.at("meta")).unwrap(), content, "{option}");
     }
 }
@@ -142,7 +133,7 @@ fn data_only_layers_give_contents_and_no_names() {
     layers.extra.push_str(&format!(",datadir+={},datadir+={}", data[0].display(), data[1].display()));
     let mut mounted = Mounted::new(layers);
     for _ in 0..2 {
-        assert_eq!(names(mounted.root()), ["f", "own"]);
+        assert_eq!(names_in(mounted.root()), ["f", "own"]);
         assert_eq!(fs::read(mounted.root().join("f")).unwrap(), b"content");
         assert_eq!(errno(fs::metadata(mounted.root().join("objects"))), libc::ENOENT);
         mounted.remount();
@@ -211,7 +202,7 @@ fn kernel_overlayfs_and_the_union_take_turns_on_data_only_layers() {
             let want = content(name) + tail;
             assert_eq!(fs::read_to_string(root.join(name)).unwrap(), want, "{who}: {name}");
         }
-        assert_eq!(names(root), ["a", "b", "c", "d"], "{who}");
+        assert_eq!(names_in(root), ["a", "b", "c", "d"], "{who}");
     };
     let mut union = Mounted::new(layers.clone());
     change(union.root(), "a", "b");

@@ -8,7 +8,7 @@ use e2e::mounted::{Layers, Mounted, make_catalogs, scratch, union_program};
 use e2e::require;
 use e2e::tree::{LayerTree, overlay_namespace};
 
-use crate::{Fixture, errno};
+use crate::{Fixture, errno, names_in};
 
 #[test]
 fn an_upper_inside_a_lower_is_not_shown() {
@@ -224,15 +224,7 @@ fn layers_that_are_near_each_other_are_each_what_their_path_leads_to() {
     let _mounts = [Tmpfs::on(&covered, "above"), Tmpfs::on(&mounted_layer, "own"), Tmpfs::on(&deep, "deep")];
     layers.lowers.extend(["lower3", "x/4/diff", "x/5/diff"].map(|path| base.join(path)));
     let mut mounted = Mounted::new(layers);
-    let names = |at: &Path| {
-        let mut names: Vec<_> = fs::read_dir(at)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    };
-    assert_eq!(names(mounted.root()), ["d", "deep", "linked", "nested", "own", "plain"]);
-    assert_eq!(names(&mounted.root().join("d")), ["beneath"], "what lies under other mounts is shown");
+    assert_eq!(names_in(mounted.root()), ["d", "deep", "linked", "nested", "own", "plain"]);
+    assert_eq!(names_in(&mounted.root().join("d")), ["beneath"], "what lies under other mounts is shown");
     mounted.unmount();
 }

@@ -24,6 +24,16 @@ use e2e::require;
 use e2e::tree::LayerTree;
 use e2e::user::{Role, run_again};
 
+/// Returns the names in a directory, sorted.
+fn names_in(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 /// A union, unmounted before its scratch directory goes.
 struct Fixture {
     mounted: Mounted,

@@ -9,7 +9,7 @@ use e2e::require;
 use e2e::tree::LayerTree;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
-use crate::{Fixture, errno, mark};
+use crate::{Fixture, errno, mark, names_in};
 
 const LATER: Timestamps = {
     let time = Timespec { tv_sec: 2_000_000_000, tv_nsec: 0 };
@@ -48,11 +48,7 @@ fn a_directory_takes_the_place_of_an_emptied_one_also_without_flags_for_rename()
         fs::write(at("new/g"), "3").unwrap();
         fs::rename(at("new"), at("emptied")).unwrap();
         union.remount();
-        let names: Vec<_> = fs::read_dir(union.root().join("emptied"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(names, ["g"], "{program}");
+        assert_eq!(names_in(&union.root().join("emptied")), ["g"], "{program}");
     }
 }
 

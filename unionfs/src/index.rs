@@ -109,11 +109,7 @@ impl Index {
 
     /// Returns the names of all entries that stand for files.
     pub(crate) fn entries(&self) -> Result<Vec<Vec<u8>>> {
-        let mut names = Vec::new();
-        sys::dirents::for_each_name(self.fd(), |entry| {
-            names.push(entry.name.to_vec());
-            Ok(true)
-        })?;
+        let mut names = sys::dirents::names(self.fd())?;
         names.retain(|name| {
             sys::stat_at(self.fd(), name).is_ok_and(|stat| !stat.is_whiteout() && !stat.is_dir())
         });

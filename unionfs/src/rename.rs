@@ -336,11 +336,7 @@ impl Rename<'_> {
         if !target.lower_dirs().is_empty() {
             set_opaque(self.tree, dir)?;
         }
-        let mut marks = Vec::new();
-        sys::dirents::for_each_name(dir, |entry| {
-            marks.push(entry.name.to_vec());
-            Ok(true)
-        })?;
+        let marks = sys::dirents::names(dir)?;
         for mark in marks.iter().filter(|mark| *mark != crate::ondisk::OPAQUE_FILE) {
             self.upper.workdir.discard(dir, mark)?;
         }

@@ -68,7 +68,7 @@ impl UpperLayer {
         let writer = epoch.map_or(writer, |epoch| writer.since(epoch));
         let lease = Arc::new(Lease::new(root.as_fd(), workdir.base_fd(), writer)?);
         let no_reflink = AtomicBool::new(false);
-        let kind = rustix::fs::fstatfs(&root)?.f_type;
+        let is_remote = REMOTE.contains(&workdir.file_system);
         Ok(Self {
             path,
             root,
@@ -80,7 +80,7 @@ impl UpperLayer {
             writer,
             lease,
             no_reflink,
-            is_remote: REMOTE.contains(&kind),
+            is_remote,
         })
     }
 
@@ -94,7 +94,7 @@ impl UpperLayer {
 
     /// Returns whether a name here is none of the union's: the client of a network file system has made it.
     pub(crate) fn hides(&self, name: &[u8]) -> bool {
-        self.workdir.is_nfs && ondisk::is_silly_name(name)
+        self.workdir.is_nfs() && ondisk::is_silly_name(name)
     }
 
     /// Finishes what a killed server left behind whole; what is not whole is settled when it is looked up.

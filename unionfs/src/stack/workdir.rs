@@ -40,8 +40,8 @@ pub(crate) struct Workdir {
     pub(crate) attributes: Attributes,
     /// Another process had the lock.
     shared: bool,
-    /// The file system, which is the upper's too, is an NFS client's.
-    pub(crate) is_nfs: bool,
+    /// The type of the file system, which is the upper's too (statfs(2)).
+    pub(crate) file_system: i64,
 }
 
 /// A temporary object by name. Dropping it removes the object, unless it was published.
@@ -88,9 +88,9 @@ impl Workdir {
         // For the sweep: what it removes may have attributes beside it.
         let sidecar = Sidecar::open(locked.as_fd(), Namespace::User, false)?;
         let attributes = sidecar.map(Attributes::beside).unwrap_or_default();
-        let is_nfs = rustix::fs::fstatfs(&work)?.f_type == NFS_SUPER_MAGIC;
+        let file_system = rustix::fs::fstatfs(&work)?.f_type;
         let shared = notice.is_some();
-        let workdir = Self { locked, work, next: AtomicU64::new(0), salt, attributes, shared, is_nfs };
+        let workdir = Self { locked, work, next: AtomicU64::new(0), salt, attributes, shared, file_system };
         if notice.is_none() {
             workdir.sweep()?;
         }
@@ -100,6 +100,11 @@ impl Workdir {
     /// Returns the directory of temporary objects.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.work.as_fd()
+    }
+
+    /// Returns whether the file system is an NFS client's.
+    pub(crate) fn is_nfs(&self) -> bool {
+        self.file_system == NFS_SUPER_MAGIC
     }
 
     /// Returns whether another mount used it at the start.
@@ -149,11 +154,7 @@ impl Workdir {
     }
 
     fn sweep(&self) -> Result<()> {
-        let mut names = Vec::new();
-        sys::dirents::for_each_name(self.fd(), |entry| {
-            names.push(entry.name.to_vec());
-            Ok(true)
-        })?;
+        let names = sys::dirents::names(self.fd())?;
         for name in names {
             remove_all_with(self.fd(), &name, &self.attributes)?;
         }
@@ -165,7 +166,7 @@ impl Workdir {
     /// What is open, and the file may be, keeps on NFS a name in its directory, which then could not be removed. Here that
     /// is in nobody's way.
     pub(crate) fn unlink(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-        if self.is_nfs {
+        if self.is_nfs() {
             return self.discard(dir, name);
         }
         let buried = self.bury(dir, name)?;
@@ -296,11 +297,7 @@ pub(crate) fn remove_all_with(dir: BorrowedFd<'_>, name: &[u8], attributes: &Att
         Err(errno) => return Err(errno.into()),
     }
     let inner = open_for_removal(dir, name)?;
-    let mut names = Vec::new();
-    sys::dirents::for_each_name(inner.as_fd(), |entry| {
-        names.push(entry.name.to_vec());
-        Ok(true)
-    })?;
+    let names = sys::dirents::names(inner.as_fd())?;
     for child in names {
         remove_all_with(inner.as_fd(), &child, attributes)?;
     }

@@ -44,6 +44,16 @@ pub(crate) fn for_each_name(
     Ok(())
 }
 
+/// Returns all names in `dir`, for what changes the directory while it goes through them.
+pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for_each_name(dir, |entry| {
+        names.push(entry.name.to_vec());
+        Ok(true)
+    })?;
+    Ok(names)
+}
+
 const fn kind_of(file_type: FileType) -> Option<FileKind> {
     match file_type {
         FileType::RegularFile => Some(FileKind::Regular),

@@ -176,11 +176,7 @@ impl Walk {
 
     /// Returns what is in a directory: finished records, and subdirectories.
     fn names(&self, dir: BorrowedFd<'_>) -> Result<Option<Contents>> {
-        let mut names = Vec::new();
-        sys::dirents::for_each_name(dir, |entry| {
-            names.push(entry.name.to_vec());
-            Ok(true)
-        })?;
+        let names = sys::dirents::names(dir)?;
         let (mut files, mut directories) = (Vec::new(), Vec::new());
         for name in names {
             let stat = match sys::stat_at(dir, &name) {

@@ -310,11 +310,7 @@ impl Target {
 
     /// Removes what this archive did not bring.
     fn remove_foreign(&mut self, path: &[u8], dir: BorrowedFd<'_>) -> Result<()> {
-        let mut names = Vec::new();
-        sys::dirents::for_each_name(dir, |entry| {
-            names.push(entry.name.to_vec());
-            Ok(true)
-        })?;
+        let names = sys::dirents::names(dir)?;
         for name in names {
             let inner = if path.is_empty() { name.clone() } else { [path, b"/", name.as_slice()].concat() };
             if !self.made.contains(&inner) && ondisk::classify(&name) == NameClass::Plain {

@@ -62,11 +62,7 @@ fn check_volatile(report: &mut Report, work: BorrowedFd<'_>) -> Result<()> {
 
 /// Returns the names in a directory, sorted.
 pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    sys::dirents::for_each_name(dir, |entry| {
-        names.push(entry.name.to_vec());
-        Ok(true)
-    })?;
+    let mut names = sys::dirents::names(dir)?;
     names.sort_unstable();
     Ok(names)
 }
