@@ -65,6 +65,14 @@ impl Contents {
         Ok(sys::copy::write_all(file.as_fd(), data, offset)?)
     }
 
+    /// Returns how many bytes there are, of an object of this size; the rest of it is a hole.
+    pub(super) fn end(&mut self, id: u64, size: u64) -> Result<u64> {
+        match self.existing(id, size)? {
+            Some(file) => Ok(sys::stat_fd(file.as_fd())?.size.min(size)),
+            None => Ok(0),
+        }
+    }
+
     /// Throws away what is behind `size`, which is the object's by now.
     pub(super) fn cut(&mut self, id: u64, size: u64) -> Result<()> {
         match self.existing(id, size)? {

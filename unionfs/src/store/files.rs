@@ -83,6 +83,13 @@ pub(super) enum Renaming {
     Whiteout,
 }
 
+/// What is looked for in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seek {
+    Data,
+    Hole,
+}
+
 impl Files {
     /// Opens the store of an upper, or makes one in an empty directory, with an upper that shows what `root` does.
     ///
@@ -346,6 +353,17 @@ impl Files {
             self.contents.cut(id, before.size)?;
         }
         written
+    }
+
+    /// Finds the first data or the first hole from `offset` on. What is known of holes is the one at the end.
+    pub(super) fn seek(&mut self, id: u64, offset: u64, what: Seek) -> Result<u64> {
+        let size = self.get(id)?.shown.size;
+        let end = self.contents.end(id, size)?;
+        match what {
+            Seek::Data if offset < end => Ok(offset),
+            Seek::Hole if offset < size => Ok(offset.max(end)),
+            Seek::Data | Seek::Hole => Err(Errno::NXIO.into()),
+        }
     }
 
     /// Brings an object to the disk.

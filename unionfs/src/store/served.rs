@@ -14,11 +14,11 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 
-use super::files::{Change, Expected, Files, New, Place, Renaming, now};
+use super::files::{Change, Expected, Files, New, Place, Renaming, Seek, now};
 use crate::error::{Errno, Error, Result};
 use crate::fuse::convert;
 use crate::request::{Attr, FileKind, NodeId, SetTime, Timestamp};
@@ -350,6 +350,30 @@ impl Filesystem for Server {
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         self.empty(reply, |files| files.sync(ino.0));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let found = self.with(|state| {
+            let offset = u64::try_from(offset).map_err(|_| Errno::NXIO)?;
+            state.files.seek(ino.0, offset, what)
+        });
+        match found {
+            Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

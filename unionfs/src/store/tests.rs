@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::files::{Change, Expected, Files, New, Place, Renaming};
+use super::files::{Change, Expected, Files, New, Place, Renaming, Seek};
 use super::objects::ROOT;
 use crate::error::Errno;
 
@@ -200,6 +200,29 @@ fn contents_that_the_log_does_not_know_never_show() {
     files.read(id, 0, &mut buffer).unwrap();
     assert_eq!(&buffer[..12], b"kn\0\0\0\0\0\0\0\0\0\0");
     assert!(fs::metadata(&place).unwrap().len() <= 12);
+}
+
+#[test]
+fn nothing_was_written_behind_the_last_byte() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut files = open(scratch.path()).unwrap();
+    let id = file(&mut files, UPPER, "f");
+    let mut seek =
+        |files: &mut Files, offset, what| files.seek(id, offset, what).map_err(|error| error.errno());
+    assert_eq!(seek(&mut files, 0, Seek::Data), Err(Errno::NXIO));
+    files.set(id, &Change { size: Some(100), ..Change::default() }).unwrap();
+    assert_eq!((seek(&mut files, 0, Seek::Data), seek(&mut files, 7, Seek::Hole)), (Err(Errno::NXIO), Ok(7)));
+    files.write(id, 20, b"data").unwrap();
+    for (offset, data, hole) in [
+        (0, Ok(0), Ok(24)),
+        (23, Ok(23), Ok(24)),
+        (24, Err(Errno::NXIO), Ok(24)),
+        (99, Err(Errno::NXIO), Ok(99)),
+    ] {
+        assert_eq!(seek(&mut files, offset, Seek::Data), data, "{offset}");
+        assert_eq!(seek(&mut files, offset, Seek::Hole), hole, "{offset}");
+    }
+    assert_eq!(seek(&mut files, 100, Seek::Hole), Err(Errno::NXIO));
 }
 
 #[test]
