@@ -12,7 +12,6 @@ mod names;
 mod power;
 mod start;
 
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -36,14 +35,10 @@ fn kills() -> u64 {
 
 /// Runs `unionfs check --repair` on what no mount uses; returns whether something was repaired.
 fn checked(layers: &Layers) -> Result<bool, String> {
-    let options = layers.options();
-    let arguments = ["check".as_ref(), "--repair".as_ref(), "-o".as_ref(), options.as_os_str()];
-    let output = e2e::program::run(Path::new("/"), &arguments);
-    let text = [output.stdout, output.stderr].concat().escape_ascii().to_string().replace("\\n", "\n");
-    match output.status.code() {
-        Some(0) => Ok(false),
-        Some(1) => Ok(true),
-        _ => Err(format!("unionfs check: {}\n{text}", output.status)),
+    match e2e::program::repair(layers) {
+        (Some(0), _) => Ok(false),
+        (Some(1), _) => Ok(true),
+        (status, text) => Err(format!("unionfs check: {status:?}\n{text}")),
     }
 }
 

@@ -3,19 +3,30 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 
-use e2e::mounted::{Layers, Mounted};
+use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::oracle::KernelOverlay;
+use e2e::program::repair;
 use e2e::require;
 use e2e::tree::LayerTree;
 
-use crate::{Fixture, mark};
+use crate::{Fixture, InMemory, errno, mark, names_in};
 
 /// Appends to a file, which copies it up.
 fn append(path: impl AsRef<std::path::Path>, text: &[u8]) -> fs::File {
     let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
     file.write_all(text).unwrap();
     file
+}
+
+/// Marks a metacopy as one that a server of another boot left unfinished.
+fn leave_unfinished(file: &Path) {
+    let space = if rustix::process::geteuid().is_root() { "trusted" } else { "user" };
+    let name = format!("{space}.overlay.unfinished");
+    let value = [[1, 1].as_slice(), &[9; 32]].concat();
+    rustix::fs::setxattr(file, name.as_str(), &value, rustix::fs::XattrFlags::empty()).unwrap();
 }
 
 #[test]
@@ -102,21 +113,9 @@ fn a_file_that_was_left_unfinished_is_the_old_one_and_its_mark_goes() {
     fs::set_permissions(union.at("f"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     union.mounted.unmount();
     let upper = union.upper("f");
-    let space = if mark(&upper, "metacopy").is_some() && rustix::process::geteuid().is_root() {
-        "trusted"
-    } else {
-        "user"
-    };
-    let name = format!("{space}.overlay.unfinished");
-    // As after a power cut: some data, another size, and a mark of another boot.
+    // As after a power cut: some data and another size.
     fs::write(&upper, vec![0; 70_000]).unwrap();
-    rustix::fs::setxattr(
-        &upper,
-        name.as_str(),
-        &[[1, 1].as_slice(), &[9; 32]].concat(),
-        rustix::fs::XattrFlags::empty(),
-    )
-    .unwrap();
+    leave_unfinished(&upper);
     union.mounted.mount();
     assert_eq!(fs::read(union.at("f")).unwrap(), vec![b'o'; 50_000]);
     assert_eq!(mark(&upper, "unfinished"), None);
@@ -125,6 +124,105 @@ fn a_file_that_was_left_unfinished_is_the_old_one_and_its_mark_goes() {
     drop(append(union.at("f"), b"n"));
     union.mounted.remount();
     assert_eq!(fs::read(union.at("f")).unwrap(), [vec![b'o'; 50_000].as_slice(), b"n"].concat());
+}
+
+/// A server that is killed while it throws data away leaves it empty, for the moment.
+#[test]
+fn a_file_that_was_left_unfinished_and_empty_is_the_old_one_to_everybody() {
+    require!(Fuse, Union);
+    let old = vec![b'o'; 50_000];
+    let mut union = Fixture::new(&[LayerTree::new().file("f", old.clone())], "");
+    fs::set_permissions(union.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
+    union.mounted.unmount();
+    let upper = union.upper("f");
+    fs::write(&upper, "").unwrap();
+    leave_unfinished(&upper);
+    let layers = union.mounted.layers().clone();
+    let lowers = vec![layers.upper.clone().unwrap(), layers.lowers[0].clone()];
+    let [target, second_upper, work] = ["second", "second-upper", "second-work"].map(|name| {
+        let path = layers.target.with_file_name(name);
+        fs::create_dir(&path).unwrap();
+        path
+    });
+    let as_lower = Layers { lowers, upper: Some(second_upper), work: Some(work), target, ..layers };
+    let second = Mounted::new(as_lower);
+    let shown = second.root().join("f");
+    assert_eq!(fs::metadata(&shown).unwrap().len(), 50_000);
+    assert_eq!(fs::read(&shown).unwrap(), old);
+    fs::set_permissions(&shown, PermissionsExt::from_mode(0o640)).unwrap();
+    assert_eq!((fs::metadata(&shown).unwrap().len(), fs::read(&shown).unwrap()), (50_000, old.clone()));
+    drop(append(&shown, b"n"));
+    assert_eq!(fs::read(&shown).unwrap(), [old.as_slice(), b"n"].concat());
+    assert!(mark(&upper, "unfinished").is_some(), "a lower was written");
+    let (status, text) = repair(union.mounted.layers());
+    assert_eq!((status, mark(&upper, "unfinished")), (Some(1), None), "{text}");
+    assert_eq!(fs::metadata(&upper).unwrap().len(), 50_000);
+    union.mounted.mount();
+    assert_eq!(fs::read(union.at("f")).unwrap(), old);
+}
+
+#[test]
+fn a_hard_link_that_was_left_unfinished_is_the_old_one_under_every_name() {
+    require!(Fuse, Union);
+    let old = vec![b'o'; 50_000];
+    for checked in [false, true] {
+        let tree = LayerTree::new().file("f", old.clone()).hardlink("g", "f").hardlink("h", "f");
+        let mut union = Fixture::new(&[tree], "");
+        fs::set_permissions(union.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
+        // Only the index has the file then.
+        fs::remove_file(union.at("f")).unwrap();
+        union.mounted.unmount();
+        let index = union.mounted.layers().work.clone().unwrap().join("index");
+        let entry = index.join(&names_in(&index)[0]);
+        assert!(mark(&entry, "metacopy").is_some());
+        fs::write(&entry, "").unwrap();
+        leave_unfinished(&entry);
+        if checked {
+            let (status, text) = repair(union.mounted.layers());
+            assert_eq!((status, mark(&entry, "unfinished")), (Some(1), None), "{text}");
+            assert_eq!(fs::metadata(&entry).unwrap().len(), 50_000);
+        }
+        union.mounted.mount();
+        for name in ["g", "h"] {
+            assert_eq!(fs::metadata(union.at(name)).unwrap().len(), 50_000, "{name}");
+            assert_eq!(fs::read(union.at(name)).unwrap(), old, "{name}");
+        }
+        drop(append(union.at("g"), b"n"));
+        union.mounted.remount();
+        assert_eq!(fs::read(union.at("h")).unwrap(), [old.as_slice(), b"n"].concat());
+    }
+}
+
+/// A copy-up of data for which there is no room leaves what was there before.
+#[test]
+fn a_metacopy_that_could_not_be_filled_is_still_the_old_one() {
+    require!(Fuse, Union, Root);
+    let scratch = scratch();
+    let small = scratch.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let _small = InMemory::new("tmpfs", &small, "size=1m");
+    let mut layers = Layers::below(scratch.path(), 1);
+    let [upper, work] = ["upper", "work"].map(|name| small.join(name));
+    [&upper, &work].into_iter().for_each(|directory| fs::create_dir(directory).unwrap());
+    (layers.upper, layers.work) = (Some(upper.clone()), Some(work));
+    let old = e2e::random::data(1, 4 << 20);
+    LayerTree::new().file("f", old.clone()).build(&layers.lowers[0]);
+    let mounted = Mounted::new(layers);
+    let file = mounted.root().join("f");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o4755)).unwrap();
+    rustix::fs::setxattr(&file, "user.kept", b"value", rustix::fs::XattrFlags::empty()).unwrap();
+    for attempt in 0..3 {
+        let refused =
+            fs::OpenOptions::new().append(true).open(&file).and_then(|mut file| file.write_all(b"n"));
+        assert_eq!(errno(refused), libc::ENOSPC, "{attempt}");
+        // What the server knew of the file is forgotten with it.
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        assert!(fs::read(&file).unwrap() == old, "{attempt}");
+        let meta = fs::metadata(&file).unwrap();
+        assert_eq!((meta.len(), meta.mode() & 0o7777), (4 << 20, 0o4755), "{attempt}");
+        assert_eq!(mark(&upper.join("f"), "unfinished"), None, "{attempt}");
+        assert_eq!(fs::metadata(upper.join("f")).unwrap().blocks(), 0, "room is taken");
+    }
 }
 
 #[test]

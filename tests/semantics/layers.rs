@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use e2e::mounted::{Layers, Mounted, make_catalogs, scratch, union_program};
 use e2e::require;
 use e2e::tree::{LayerTree, overlay_namespace};
 
-use crate::{Fixture, errno, names_in};
+use crate::{Fixture, InMemory, errno, names_in};
 
 #[test]
 fn an_upper_inside_a_lower_is_not_shown() {
@@ -189,23 +188,6 @@ fn a_layer_that_was_changed_after_its_catalog_was_made_is_seen_as_it_is() {
     assert!(message.contains("has changed"), "{message}");
 }
 
-/// A tmpfs with an empty file, for as long as the value lives.
-struct Tmpfs<'a>(&'a Path);
-
-impl<'a> Tmpfs<'a> {
-    fn on(at: &'a Path, file: &str) -> Self {
-        rustix::mount::mount("layer", at, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-        fs::write(at.join(file), "").unwrap();
-        Self(at)
-    }
-}
-
-impl Drop for Tmpfs<'_> {
-    fn drop(&mut self) {
-        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
-}
-
 #[test]
 fn layers_that_are_near_each_other_are_each_what_their_path_leads_to() {
     require!(Fuse, Union, Root);
@@ -221,7 +203,11 @@ fn layers_that_are_near_each_other_are_each_what_their_path_leads_to() {
     std::os::unix::fs::symlink("far/three", base.join("lower3")).unwrap();
     fs::create_dir_all(base.join("x/5/diff")).unwrap();
     let (covered, mounted_layer, deep) = (base.join("lower1/d"), base.join("lower2"), base.join("x/5/diff"));
-    let _mounts = [Tmpfs::on(&covered, "above"), Tmpfs::on(&mounted_layer, "own"), Tmpfs::on(&deep, "deep")];
+    let _mounts = [(&covered, "above"), (&mounted_layer, "own"), (&deep, "deep")].map(|(at, file)| {
+        let mount = InMemory::new("tmpfs", at, "");
+        fs::write(at.join(file), "").unwrap();
+        mount
+    });
     layers.lowers.extend(["lower3", "x/4/diff", "x/5/diff"].map(|path| base.join(path)));
     let mut mounted = Mounted::new(layers);
     assert_eq!(names_in(mounted.root()), ["d", "deep", "linked", "nested", "own", "plain"]);

@@ -17,9 +17,10 @@ mod storage;
 mod store;
 mod upper;
 
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use e2e::mounted::{Layers, Mounted, scratch};
+use e2e::mounted::{Layers, Mounted, scratch, unmount};
 use e2e::require;
 use e2e::tree::LayerTree;
 use e2e::user::{Role, run_again};
@@ -65,6 +66,24 @@ impl Fixture {
     /// Returns the same path in the topmost lower.
     fn lower(&self, name: impl AsRef<Path>) -> PathBuf {
         self.mounted.layers().lowers[0].join(name)
+    }
+}
+
+/// A file system in memory, for as long as the value lives.
+struct InMemory(PathBuf);
+
+impl InMemory {
+    /// Mounts one of this type: a tmpfs, or a ramfs, which holds no attributes and has no file handles.
+    fn new(kind: &str, at: &Path, options: &str) -> Self {
+        let (flags, options) = (rustix::mount::MountFlags::empty(), CString::new(options).unwrap());
+        rustix::mount::mount(kind, at, kind, flags, options.as_c_str()).unwrap();
+        Self(at.to_path_buf())
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        unmount(&self.0);
     }
 }
 

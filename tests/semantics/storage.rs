@@ -1,34 +1,15 @@
 //! Where upper and workdir may lie: on another union, on file systems without attributes.
 
-use std::ffi::CString;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use e2e::mounted::{Layers, Mounted, scratch, unmount};
+use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::require;
 use e2e::snapshot::xattrs;
 use e2e::tree::LayerTree;
 
-use crate::{Fixture, errno, mark};
-
-/// A file system in memory that holds no attributes and has no file handles, unmounted on drop.
-struct Ramfs(PathBuf);
-
-impl Ramfs {
-    fn new(at: &Path) -> Self {
-        fs::create_dir(at).unwrap();
-        let (flags, data) = (rustix::mount::MountFlags::empty(), CString::default());
-        rustix::mount::mount("ramfs", at, "ramfs", flags, data.as_c_str()).unwrap();
-        Self(at.to_path_buf())
-    }
-}
-
-impl Drop for Ramfs {
-    fn drop(&mut self) {
-        unmount(&self.0);
-    }
-}
+use crate::{Fixture, InMemory, errno, mark};
 
 fn tree() -> LayerTree {
     let tree = LayerTree::new()
@@ -162,8 +143,10 @@ fn each_form_of_whiteouts_can_be_chosen() {
 }
 
 /// Lays the tree below a union whose upper and workdir are on a file system that holds no attributes.
-fn on_ramfs(scratch: &std::path::Path) -> (Ramfs, Layers) {
-    let ramfs = Ramfs::new(&scratch.join("ramfs"));
+fn on_ramfs(scratch: &std::path::Path) -> (InMemory, Layers) {
+    let at = scratch.join("ramfs");
+    fs::create_dir(&at).unwrap();
+    let ramfs = InMemory::new("ramfs", &at, "");
     let mut layers = Layers::below(scratch, 1);
     tree().build(&layers.lowers[0]);
     for (name, place) in [("upper", &mut layers.upper), ("work", &mut layers.work)] {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::mounted::Layers;
+
 /// How long a condition is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,6 +33,15 @@ pub fn run<S: AsRef<OsStr>>(directory: &Path, arguments: &[S]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap()
+}
+
+/// Runs `unionfs check --repair` on layers that no mount uses; returns its exit status and what it said.
+pub fn repair(layers: &Layers) -> (Option<i32>, String) {
+    let options = layers.options();
+    let arguments = ["check".as_ref(), "--repair".as_ref(), "-o".as_ref(), options.as_os_str()];
+    let output = run(Path::new("/"), &arguments);
+    let text = [output.stdout, output.stderr].concat().escape_ascii().to_string();
+    (output.status.code(), text.replace("\\n", "\n"))
 }
 
 /// Returns the processes whose command line has `path` as one of its words.

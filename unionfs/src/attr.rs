@@ -38,11 +38,8 @@ pub(crate) fn setattr(tree: &Tree, caller: &Caller, inode: &Arc<Inode>, change: 
     }
     // Through a file the times move in any case. open(2) with O_TRUNC does not say that it is one: it always has the size 0.
     let by_name = change.size.is_some_and(|size| size > 0) && !change.through_file;
-    let resize = if by_name && change.size == Some(tree.own_stat(inode)?.size) {
-        Resize::Never
-    } else {
-        Resize::Perhaps
-    };
+    let resize =
+        if by_name && change.size == Some(tree.stat(inode)?.size) { Resize::Never } else { Resize::Perhaps };
     let need = match change.size {
         None => Need::Metadata,
         Some(0) => Need::Truncate,

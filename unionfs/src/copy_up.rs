@@ -125,7 +125,10 @@ struct Built<'a> {
 impl CopyUp<'_> {
     fn run(&self) -> Result<()> {
         let source = self.source()?;
-        let stat = source.stat()?;
+        let mut stat = source.stat()?;
+        if let Some(data) = &self.inode.state.read().lower_data {
+            stat.size = data.size;
+        }
         let built = self.build(&source, &stat)?;
         self.publish(built, &stat)?;
         add(&self.tree.counts.copied_up, 1);
@@ -310,7 +313,7 @@ impl CopyUp<'_> {
             if self.inode.is_dir() {
                 state.upper_whiteouts = no_whiteouts();
             } else {
-                leave_lower(&mut state, &at, stat.blocks);
+                leave_lower(&mut state, &at, stat);
             }
         }
         let stack = &self.tree.stack;
@@ -346,7 +349,7 @@ impl CopyUp<'_> {
             let mut state = self.inode.state.write();
             state.upper = Some(stat.ino);
             state.pinned = Some(Arc::new(pin));
-            leave_lower(&mut state, &built.data, source.blocks);
+            leave_lower(&mut state, &built.data, source);
         }
         self.tree.table.unkey(self.inode);
         if matches!(built.data, Whereabouts::InParts(_)) {
@@ -365,13 +368,14 @@ impl CopyUp<'_> {
     }
 }
 
-/// Takes the lower part away from a copied-up file; a metacopy keeps where its data is, and how many blocks it has.
-fn leave_lower(state: &mut State, at: &Whereabouts, blocks: u64) {
+/// Takes the lower part away from a copied-up file, which looked like `was`; a metacopy keeps where its data is.
+fn leave_lower(state: &mut State, at: &Whereabouts, was: &Stat) {
     let lower = std::mem::take(&mut state.lower);
     match (lower, at) {
         (Lower::File(dir, name, _), Whereabouts::Lower) => {
             let file = LowerName { dir, name };
-            state.lower_data.get_or_insert_with(|| Box::new(LowerData { file, blocks }));
+            let (blocks, size) = (was.blocks, was.size);
+            state.lower_data.get_or_insert_with(|| Box::new(LowerData { file, blocks, size }));
         }
         (_, Whereabouts::Lower) => {}
         _ => state.lower_data = None,

@@ -8,13 +8,12 @@ use crate::index;
 use crate::index::read_only::{Linked, Standing};
 use crate::inode::{Indexed, Inode};
 use crate::inode_table::ObjectKey;
-use crate::lookup::{Found, LowerPart};
+use crate::lookup::{self, Found, LowerPart, OnUpper};
 use crate::merge::ListedName;
 use crate::name::FileName;
 use crate::ondisk::origin;
 use crate::request::FileKind;
 use crate::stack::lower::{LowerDir, LowerName};
-use crate::stack::marks;
 use crate::sys::Stat;
 use crate::tree::Tree;
 use std::os::fd::AsFd;
@@ -112,15 +111,12 @@ fn linked_lower_file(
     let Some(record) = index::lower_record(&tree.stack, dir, name.as_bytes())? else {
         return Ok(plain(by_name));
     };
-    let Some(mut stat) = index.find(tree.stack.upper()?, &record)? else { return Ok(plain(key)) };
+    let Some(stat) = index.find(tree.stack.upper()?, &record)? else { return Ok(plain(key)) };
     let entry = origin::index_name(&record);
+    let own_data = |_| Ok(LowerName { dir: Arc::clone(dir), name: name.clone() });
+    let OnUpper { mut stat, data, .. } = lookup::on_upper(&tree.stack, (index.fd(), &entry), stat, own_data)?;
     let difference = index.nlink_difference(tree.stack.attributes(), &entry);
     stat.nlink = u32::try_from(i64::from(stat.nlink) + difference).unwrap_or(0);
-    let stack = &tree.stack;
-    let metacopy =
-        marks::read_file_marks(stack.attributes(), index.fd(), &entry, stack.namespace, stack.follow)?
-            .metacopy;
-    let data = metacopy.then(|| LowerName { dir: Arc::clone(dir), name: name.clone() });
     let key = ObjectKey::new(tree.stack.upper_number(), tree.stack.device_index(stat.dev), stat.ino);
     Ok(Identity { key, ino, stat, index: Some(Box::new(Indexed { entry, difference })), data, place: None })
 }

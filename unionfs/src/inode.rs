@@ -98,6 +98,8 @@ pub(crate) struct LowerData {
     pub file: LowerName,
     /// Its blocks of 512 bytes, which the metacopy shows.
     pub blocks: u64,
+    /// The size that the metacopy shows, in bytes: on a lower its own says nothing if a server was killed.
+    pub size: u64,
 }
 
 /// A member of the index.

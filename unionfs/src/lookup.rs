@@ -3,6 +3,7 @@
 //! Returns a value; knows no table and takes no lock.
 
 mod data;
+mod on_upper;
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,10 +18,10 @@ use crate::stack::LayerStack;
 use crate::stack::dir_fds::DirKey;
 use crate::stack::lower::{Looked, LowerDir, LowerName};
 use crate::stack::marks::{self, DirAttrs, FileMarks};
-use crate::stack::settle::{self, Settled};
 use crate::sys::{self, Stat};
 pub(crate) use data::{Size, attributes_only};
 use data::{find_data, lower_data};
+pub(crate) use on_upper::{OnUpper, on_upper};
 
 /// A directory of the union to look a name up in.
 pub(crate) struct DirView<'a> {
@@ -192,41 +193,16 @@ fn upper_file(
         found.marks.ino = ino;
         return Ok(Some(found));
     }
-    let read_marks = || marks::read_file_marks(stack.attributes(), dir, name, stack.namespace, stack.follow);
-    found.marks = read_marks()?;
-    if found.marks.whiteout && stat.kind() == FileKind::Regular && stat.size == 0 {
+    let OnUpper { stat, marks, data } = on_upper(stack, (dir, name), stat, |redirect| {
+        let attrs = DirAttrs { redirect, ..DirAttrs::default() };
+        let target = redirected(attrs, Target::Name(name.into()));
+        // A file whose data is nowhere cannot be shown with content that it never had.
+        find_data(stack, &may_have(view, &target), target, 0)?.ok_or(Error::new(Errno::IO))
+    })?;
+    if marks.whiteout && stat.kind() == FileKind::Regular && stat.size == 0 {
         return Ok(None);
     }
-    let upper = stack.upper()?;
-    if let (true, Some(mark)) = (found.marks.metacopy, &found.marks.unfinished) {
-        // Of our own ones we know what is where, and finish them.
-        if settle::is_own(mark, upper.writer) {
-            return Ok(Some(found));
-        }
-        if !upper.lease.is_held() {
-            settle::wait_for_finisher(upper.root_fd());
-            found.stat = upper.stat_at(dir, name)?;
-            found.marks = read_marks()?;
-        }
-    }
-    if !found.marks.metacopy {
-        return Ok(Some(found));
-    }
-    let redirect = found.marks.redirect.take();
-    let target = redirected(DirAttrs { redirect, ..DirAttrs::default() }, Target::Name(name.into()));
-    // A file whose data is nowhere cannot be shown with content that it never had.
-    let data = find_data(stack, &may_have(view, &target), target, 0)?.ok_or(Error::new(Errno::IO))?;
-    if let Some(mark) = &found.marks.unfinished {
-        let lower = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?;
-        let whole = settle::is_whole(mark, upper.writer);
-        let how = (stack.attributes(), stack.namespace, upper.durability);
-        let settled = settle::settle(dir, name, how, whole, &lower)?;
-        found.stat = upper.stat_at(dir, name)?;
-        if settled == Settled::Whole {
-            return Ok(Some(found));
-        }
-    }
-    found.data = Some(data);
+    (found.stat, found.marks, found.data) = (stat, marks, data);
     Ok(Some(found))
 }
 

@@ -295,8 +295,8 @@ fn describe_unlinked(tree: &Tree, inode: &Inode) -> bool {
     };
     let Ok(now) = now else { return false };
     let data = data.and_then(|data| {
-        let LowerData { file, blocks } = *data;
-        Some(Box::new(LowerData { file: LowerName { dir: again(&file.dir).ok()?, ..file }, blocks }))
+        let LowerData { file, .. } = *data;
+        Some(Box::new(LowerData { file: LowerName { dir: again(&file.dir).ok()?, ..file }, ..*data }))
     });
     let mut state = inode.state.write();
     state.lower = now;

@@ -34,7 +34,7 @@ use attributes::{Attributes, NATIVE};
 use catalog::{Blocks, Usable, Viewer};
 use dir_fds::DirFds;
 use lower::open::Opener;
-use lower::{LowerDir, LowerLayer};
+use lower::{LowerDir, LowerLayer, LowerName};
 use marks::Follow;
 use numbers::Numbers;
 use origins::Origins;
@@ -194,6 +194,11 @@ impl LayerStack {
     /// Returns the layer that a description belongs to.
     pub(crate) fn lower(&self, dir: &LowerDir) -> Result<&LowerLayer> {
         self.lowers.get(dir.layer.wrapping_sub(self.top)).ok_or(Error::new(Errno::IO))
+    }
+
+    /// Returns the attributes of a lower object.
+    pub(crate) fn stat_of(&self, object: &LowerName) -> Result<Stat> {
+        self.lower(&object.dir)?.stat(&self.fds, &object.dir, object.name.as_bytes())
     }
 
     /// Has the index in the workdir read along with an upper that is only read.

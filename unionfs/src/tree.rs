@@ -209,11 +209,14 @@ impl Tree {
         Ok(self.shown_stat(inode, stat))
     }
 
-    /// Returns what a node shows whose object has these attributes: links and blocks may be counted elsewhere.
+    /// Returns what a node shows whose object has these attributes: links may be counted elsewhere, size and blocks be those
+    /// of its data.
     pub(crate) fn shown_stat(&self, inode: &Inode, mut stat: Stat) -> Stat {
         let state = inode.state.read();
         stat.nlink = shown_links(&state, stat.nlink);
-        stat.blocks = state.lower_data.as_ref().map_or(stat.blocks, |data| data.blocks);
+        if let Some(data) = &state.lower_data {
+            (stat.blocks, stat.size) = (data.blocks, data.size);
+        }
         stat
     }
 
@@ -434,7 +437,7 @@ impl Tree {
                 }
                 (None, LowerPart::None | LowerPart::File(_)) => Lower::None,
             },
-            lower_data: data.map(|file| LowerData { file, blocks }),
+            lower_data: data.map(|file| LowerData { file, blocks, size: stat.size }),
             index: identity.index,
             parent: Arc::clone(parent),
             name,

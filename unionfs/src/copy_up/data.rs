@@ -152,6 +152,12 @@ pub(super) fn clear(to: BorrowedFd<'_>, namespace: Namespace, upper: &UpperLayer
         return Ok(());
     }
     settle::remark(&upper.workdir.attributes, to, namespace, Extent::Ranges, upper.writer)?;
+    // Who looks at its size meanwhile sees the right one.
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match sys::retry(|| rustix::fs::fallocate(to, flags, 0, size)) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+        punched => return Ok(punched?),
+    }
     sys::retry(|| rustix::fs::ftruncate(to, 0))?;
     Ok(sys::retry(|| rustix::fs::ftruncate(to, size))?)
 }

@@ -12,8 +12,9 @@ use crate::copy_up::Need;
 use crate::copy_up::data::{self, DataCopy, Whereabouts};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Data, Inode, UpperFile};
-use crate::ondisk::capability;
+use crate::ondisk::{Namespace, capability};
 use crate::stack::settle;
+use crate::stack::upper::UpperLayer;
 use crate::sys::{self, Stat};
 use crate::tree::Tree;
 use crate::upper_file::{self, Access};
@@ -29,23 +30,17 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     let pin = tree.pin_upper(inode)?;
     let before = sys::stat_fd(pin.as_fd())?;
     let mut file = open_for_writing(tree, inode, pin.as_fd(), before.mode)?;
-    let at = if need == Need::Truncate {
-        data::empty(file.fd.as_fd(), namespace, upper)?;
-        Whereabouts::Upper
-    } else {
-        data::clear(file.fd.as_fd(), namespace, upper, before.size)?;
-        copy(tree, inode, need, &file, &before)?
-    };
+    let capability = sys::xattr::get(file.fd.as_fd(), capability::NAME).ok();
+    let job = Fill { tree, upper, namespace, file: &file, before: &before, capability };
+    let at = job.give_data(inode, need).map_err(|error| job.undo(error))?;
     // Readers that began before read the lower to their end; who comes after reads the same bytes here.
     let mut data = inode.data.write();
-    at.announce(tree, &file.fd, before.ino, settle::MARKS)?;
+    at.announce(tree, &file.fd, before.ino, settle::MARKS).map_err(|error| job.undo(error))?;
     if matches!(at, Whereabouts::Upper) {
-        settle::unmark(&upper.workdir.attributes, file.fd.as_fd(), namespace, settle::MARKS)?;
+        settle::unmark(&upper.workdir.attributes, file.fd.as_fd(), namespace, settle::MARKS)
+            .map_err(|error| job.undo(error))?;
     }
-    // Without privilege the writing took set-id bits away, or the mode had to let this process write.
-    if sys::stat_fd(file.fd.as_fd())?.mode != before.mode {
-        rustix::fs::fchmod(&file.fd, Mode::from_raw_mode(before.mode & 0o7777))?;
-    }
+    job.restore_mode()?;
     inode.state.write().lower_data = None;
     file.parts = at.parts();
     if data.is_some() {
@@ -54,21 +49,61 @@ pub(super) fn fill(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     Ok(())
 }
 
-/// Copies the data, and puts back what copying changes.
-fn copy(tree: &Tree, inode: &Inode, need: Need, file: &UpperFile, before: &Stat) -> Result<Whereabouts> {
-    let upper = tree.stack.upper()?;
-    let linked = before.nlink > 1 || inode.state.read().index.is_some();
-    // Not that of now, which may be one that only lets this process write.
-    let mode =
-        if upper.owners.are_inodes() { before.mode } else { upper.owners.stat_fd(file.fd.as_fd())?.mode };
-    let job = DataCopy { tree, upper, inode, need, linked, mode };
-    let capability = sys::xattr::get(file.fd.as_fd(), capability::NAME).ok();
-    let at = job.run(None, file.fd.as_fd())?;
-    if let Some(capability) = capability {
-        sys::xattr::set(file.fd.as_fd(), capability::NAME, &capability, 0)?;
+/// One metacopy that is given its data.
+struct Fill<'a> {
+    tree: &'a Tree,
+    upper: &'a UpperLayer,
+    namespace: Namespace,
+    file: &'a UpperFile,
+    /// What it showed before.
+    before: &'a Stat,
+    /// The capability that it had.
+    capability: Option<Vec<u8>>,
+}
+
+impl Fill<'_> {
+    fn give_data(&self, inode: &Inode, need: Need) -> Result<Whereabouts> {
+        let (to, upper) = (self.file.fd.as_fd(), self.upper);
+        if need == Need::Truncate {
+            data::empty(to, self.namespace, upper)?;
+            return Ok(Whereabouts::Upper);
+        }
+        data::clear(to, self.namespace, upper, self.before.size)?;
+        let linked = self.before.nlink > 1 || inode.state.read().index.is_some();
+        // Not that of now, which may be one that only lets this process write.
+        let mode = if upper.owners.are_inodes() { self.before.mode } else { upper.owners.stat_fd(to)?.mode };
+        let at = DataCopy { tree: self.tree, upper, inode, need, linked, mode }.run(None, to)?;
+        self.restore_capability()?;
+        sys::set_both_times(to, self.before.atime, self.before.mtime)?;
+        Ok(at)
     }
-    sys::set_both_times(file.fd.as_fd(), before.atime, before.mtime)?;
-    Ok(at)
+
+    /// Puts back the capability, which writing takes away.
+    fn restore_capability(&self) -> Result<()> {
+        let Some(capability) = &self.capability else { return Ok(()) };
+        Ok(sys::xattr::set(self.file.fd.as_fd(), capability::NAME, capability, 0)?)
+    }
+
+    /// Puts back the mode: without privilege writing takes set-id bits away, or the mode had to let this process write.
+    fn restore_mode(&self) -> Result<()> {
+        let mode = self.before.mode;
+        if sys::stat_fd(self.file.fd.as_fd())?.mode != mode {
+            rustix::fs::fchmod(&self.file.fd, Mode::from_raw_mode(mode & 0o7777))?;
+        }
+        Ok(())
+    }
+
+    /// Makes it the metacopy again that it was before it could not be given its data because of `error`, which is returned.
+    fn undo(&self, error: Error) -> Error {
+        let (to, attributes) = (self.file.fd.as_fd(), &self.upper.workdir.attributes);
+        let undone = settle::revert(attributes, to, self.namespace, self.before)
+            .and_then(|()| self.restore_capability())
+            .and_then(|()| self.restore_mode());
+        if let Err(failed) = undone {
+            tracing::error!("a file that could not be copied up is not as it was before: {failed}");
+        }
+        error
+    }
 }
 
 /// Opens the file. Where its own mode forbids that to an ordinary user who owns it, the mode is another until the end: marks

@@ -70,7 +70,7 @@ impl Linked<'_> {
         } else if let Some(size) = lookup::attributes_only(stack, index, place.name.as_bytes(), &stat)? {
             let data = self.data.cloned().unwrap_or_else(own);
             if size == lookup::Size::OfData {
-                stat.size = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?.size;
+                stat.size = stack.stat_of(&data)?.size;
             }
             Some(data)
         } else {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Candidate, Probe, Target, is_deepest, next_candidate, next_candidate_exists, probe, redirected};
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
+use crate::ondisk::unfinished::UNFINISHED;
 use crate::request::FileKind;
 use crate::stack::LayerStack;
 use crate::stack::lower::{LowerDir, LowerName};
@@ -48,14 +49,16 @@ pub(crate) fn attributes_only(
 
 fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) -> Result<Whereabouts> {
     let layer = stack.lower(parent)?;
-    if stat.kind() != FileKind::Regular || stat.size == 0 || layer.is_plain(&stack.fds, parent, name) {
+    if stat.kind() != FileKind::Regular || layer.is_plain(&stack.fds, parent, name) {
         return Ok(Whereabouts::Here);
     }
+    // An empty file needs no data, unless it is empty because a server was killed.
+    let telling = if stat.size == 0 { UNFINISHED } else { "metacopy" };
     let fd = layer.dir_fd(&stack.fds, parent)?;
     let dir = fd.as_fd();
     let attributes = layer.attributes();
     let read_marks = || marks::read_file_marks(attributes, dir, name, stack.namespace, stack.follow);
-    if !has_mark(attributes.get_at(dir, name, &stack.namespace.name("metacopy")))? {
+    if !has_mark(attributes.get_at(dir, name, &stack.namespace.name(telling)))? {
         return Ok(Whereabouts::Here);
     }
     let mut marks = read_marks()?;
@@ -99,7 +102,7 @@ pub(super) fn lower_data(
         Whereabouts::Below(next) => Ok((Some(below(next)?), stat)),
         Whereabouts::BelowAsBefore(next) => {
             let data = below(next)?;
-            stat.size = stack.lower(&data.dir)?.stat(&stack.fds, &data.dir, data.name.as_bytes())?.size;
+            stat.size = stack.stat_of(&data)?.size;
             Ok((Some(data), stat))
         }
     }

@@ -106,7 +106,7 @@ pub(crate) fn write_back(fd: BorrowedFd<'_>, durability: Durability) -> Result<(
     }
 }
 
-/// Marks of a file that is not safe yet, in the order in which they go.
+/// Marks of a file that is not safe yet: `metacopy`, and those that mean nothing without it.
 pub(crate) type Marks = &'static [&'static str];
 /// Those of a file that was made a moment ago.
 pub(crate) const MARKS_OF_NEW: Marks = &["metacopy", UNFINISHED];
@@ -114,28 +114,46 @@ pub(crate) const MARKS_OF_NEW: Marks = &["metacopy", UNFINISHED];
 pub(crate) const MARKS: Marks = &["metacopy", "redirect", UNFINISHED];
 
 /// Takes the marks away: from here on the upper file is the file.
+///
+/// # Errors
+/// It is a metacopy still.
 pub(crate) fn unmark(
     attributes: &Attributes,
     fd: BorrowedFd<'_>,
     namespace: Namespace,
     marks: Marks,
 ) -> Result<()> {
+    let mut is_metacopy = true;
     for mark in marks {
         match attributes.remove(fd, &namespace.name(mark)) {
-            Err(error) if !error.is(Errno::NODATA) => return Err(error),
-            _ => {}
+            Err(error) if !error.is(Errno::NODATA) => {
+                if is_metacopy {
+                    return Err(error);
+                }
+                tracing::warn!("the mark {mark} of a finished file stays, and means nothing: {error}");
+            }
+            _ => is_metacopy = false,
         }
     }
     Ok(())
 }
 
-/// Makes a file that a server left behind show the lower's data again, which has the size and times of `lower`.
-fn revert(attributes: &Attributes, fd: BorrowedFd<'_>, namespace: Namespace, lower: &Stat) -> Result<()> {
+/// Makes an unfinished file the metacopy again that it is to everybody else: with the size and times of `like`, and without
+/// data.
+pub(crate) fn revert(
+    attributes: &Attributes,
+    fd: BorrowedFd<'_>,
+    namespace: Namespace,
+    like: &Stat,
+) -> Result<()> {
     // By way of 0: no byte that was written shows if the data is copied up into holes later.
     sys::retry(|| rustix::fs::ftruncate(fd, 0))?;
-    sys::retry(|| rustix::fs::ftruncate(fd, lower.size))?;
-    sys::set_both_times(fd, lower.atime, lower.mtime)?;
-    attributes.remove(fd, &namespace.name(UNFINISHED))
+    sys::retry(|| rustix::fs::ftruncate(fd, like.size))?;
+    sys::set_both_times(fd, like.atime, like.mtime)?;
+    match attributes.remove(fd, &namespace.name(UNFINISHED)) {
+        Err(error) if !error.is(Errno::NODATA) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// What a file that a server left behind is now.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, NFS_SUPER_MAGIC, OFlags};
 
 use crate::error::{Errno, Error, Result};
@@ -37,6 +38,8 @@ pub(crate) struct UpperLayer {
     pub(crate) writer: Writer,
     /// Held while files are unfinished.
     pub(crate) lease: Arc<Lease>,
+    /// Held while a file is settled that another server left unfinished.
+    pub(crate) settling: Mutex<()>,
     /// No lower could be reflinked here so far; asking again is a wasted call.
     pub(crate) no_reflink: AtomicBool,
     /// The kernel may remember other attributes than those of now.
@@ -79,6 +82,7 @@ impl UpperLayer {
             durability,
             writer,
             lease,
+            settling: Mutex::new(()),
             no_reflink,
             is_remote,
         })

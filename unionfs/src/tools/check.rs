@@ -6,6 +6,7 @@
 
 mod links;
 mod sidecar;
+mod unfinished;
 mod upper;
 pub(crate) mod work;
 

@@ -40,7 +40,7 @@ pub(crate) struct Object {
     /// Of anything else: where it is.
     place: Option<LowerName>,
     /// Where its data is, if the object itself holds only attributes.
-    data: Option<LowerName>,
+    pub data: Option<LowerName>,
 }
 
 impl Object {
@@ -131,7 +131,7 @@ impl View {
     /// Returns device and inode number of the file that holds the data.
     pub(crate) fn data_identity(&self, object: &Object) -> Result<(u64, u64)> {
         let Some(place) = &object.data else { return Ok(object.identity()) };
-        let stat = self.stack.lower(&place.dir)?.stat(&self.stack.fds, &place.dir, place.name.as_bytes())?;
+        let stat = self.stack.stat_of(place)?;
         Ok((stat.dev, stat.ino))
     }
 

@@ -1,4 +1,4 @@
-//! The index: entries that no name leads to, and numbers of links below that of the names: with such a number the entry would
+//! The index: entries that no name leads to or that were left unfinished, and numbers of links below that of the names: with such a number the entry would
 //! go before its last name does. A greater one is right where a layer hides names of a file in a layer below it.
 
 use std::collections::HashMap;
@@ -7,11 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::OFlags;
 
 use super::Report;
+use super::unfinished::{self, Left};
 use super::work::names;
 use crate::error::{Errno, Result};
 use crate::ondisk::origin;
+use crate::ondisk::unfinished::UNFINISHED;
 use crate::options::MountOptions;
 use crate::stack::attributes::Attributes;
+use crate::stack::lower::LowerName;
 use crate::stack::workdir::remove_all_with;
 use crate::sys;
 use crate::tools::view::{Parts, View};
@@ -49,14 +52,23 @@ pub(super) fn check(
     if entries.is_empty() {
         return Ok(());
     }
-    let Some(counts) = count_names(report, options)? else { return Ok(()) };
+    let view = View::open(options)?;
+    let Some(named) = named(report, &view)? else { return Ok(()) };
     for (name, path, stat) in entries {
-        let count = counts.get(&(stat.dev, stat.ino)).copied().unwrap_or(0);
+        let Named { count, data } = named.get(&(stat.dev, stat.ino)).cloned().unwrap_or_default();
         if count == 0 && stat.nlink == 1 {
             report.fault(&path, "no name leads to this file any more", "removed", || {
                 remove_all_with(index.as_fd(), &name, attributes)
             });
             continue;
+        }
+        let [metacopy, unfinished] = ["metacopy", UNFINISHED].map(|mark| {
+            let mark = report.namespace.name(mark);
+            attributes.get_at(index.as_fd(), &name, &mark).ok()
+        });
+        if let Some(mark) = unfinished.filter(|_| metacopy.is_some()) {
+            let left = Left { dir: index.as_fd(), name: &name, path: &path, mark: &mark, stat: &stat };
+            unfinished::settle(report, (&view.stack, attributes), &left, data.as_ref())?;
         }
         let mark = report.namespace.name("nlink");
         let told = attributes.get_at(index.as_fd(), &name, &mark).ok();
@@ -77,30 +89,40 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Counts the names of each file that has several; none if the tree cannot be read to its end.
-fn count_names(report: &mut Report, options: &MountOptions) -> Result<Option<HashMap<(u64, u64), i64>>> {
-    let view = View::open(options)?;
-    let mut counts = HashMap::new();
+/// What names lead to.
+#[derive(Clone, Debug, Default)]
+struct Named {
+    /// How many names.
+    count: i64,
+    /// Where the data is, if it holds attributes only.
+    data: Option<LowerName>,
+}
+
+/// Returns what all names lead to, by device and inode number; nothing if the tree cannot be read to its end.
+fn named(report: &mut Report, view: &View) -> Result<Option<HashMap<(u64, u64), Named>>> {
+    let mut found: HashMap<_, Named> = HashMap::new();
     let mut pending: Vec<Parts> = vec![view.root()?.parts];
+    let mut unreadable = |error| {
+        report.leave(b"work/index", format!("the names of its files cannot be counted: {error}"));
+        Ok(None)
+    };
     while let Some(parts) = pending.pop() {
         let names = match view.names(&parts) {
             Ok(names) => names,
-            Err(error) => {
-                report.leave(b"work/index", format!("the names of its files cannot be counted: {error}"));
-                return Ok(None);
-            }
+            Err(error) => return unreadable(error),
         };
         for name in names {
             match view.find(&parts, &name) {
                 Ok(Some(object)) if object.stat.is_dir() => pending.push(object.parts),
-                Ok(Some(object)) => *counts.entry(object.identity()).or_insert(0) += 1,
-                Ok(None) => {}
-                Err(error) => {
-                    report.leave(b"work/index", format!("the names of its files cannot be counted: {error}"));
-                    return Ok(None);
+                Ok(Some(object)) => {
+                    let named = found.entry(object.identity()).or_default();
+                    named.count += 1;
+                    named.data = object.data;
                 }
+                Ok(None) => {}
+                Err(error) => return unreadable(error),
             }
         }
     }
-    Ok(Some(counts))
+    Ok(Some(found))
 }

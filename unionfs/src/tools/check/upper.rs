@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::Report;
 use super::sidecar::Damaged;
+use super::unfinished::{self, Left};
 use super::work::names;
 use crate::error::{Errno, Error, Result};
 use crate::lookup::{self, DirView, LowerPart};
@@ -15,10 +16,9 @@ use crate::ondisk::{self, NameClass, Namespace, origin};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
 use crate::stack::attributes::Attributes;
-use crate::stack::lower::{LowerDir, LowerName};
+use crate::stack::lower::LowerDir;
 use crate::stack::marks;
 use crate::stack::probe::make_whiteout;
-use crate::stack::settle::{self, Durability};
 use crate::stack::workdir::{remove_all, remove_all_with};
 use crate::sys::{self, Stat};
 use crate::tools::view::{self, Parts};
@@ -265,14 +265,15 @@ impl Walk<'_> {
         };
         let unfinished = self.attributes.get(pin.as_fd(), &namespace.name(UNFINISHED)).ok();
         if let Some(mark) = unfinished {
-            self.unfinished(place, &mark, data.as_ref(), stat)?;
+            let left = Left { dir: place.dir, name: place.name, path: &place.path, mark: &mark, stat };
+            unfinished::settle(self.report, (self.stack, self.attributes), &left, data.as_ref())?;
             return Ok(has_origin);
         }
         let Some(data) = data else {
             self.report.leave(&place.path, "holds attributes only, and no layer below has its data");
             return Ok(has_origin);
         };
-        let below = self.lower_stat(&data)?;
+        let below = self.stack.stat_of(&data)?;
         if below.size != stat.size {
             let what =
                 format!("shows {} bytes, and the file below that has its data {}", stat.size, below.size);
@@ -280,38 +281,6 @@ impl Walk<'_> {
                 .fault(&place.path, what, "the size of that", || resize(pin.as_fd(), stat, below.size));
         }
         Ok(has_origin)
-    }
-
-    /// A file that a killed server left unfinished: whole, or the lower's again.
-    fn unfinished(
-        &mut self,
-        place: &Place<'_>,
-        mark: &[u8],
-        data: Option<&LowerName>,
-        stat: &Stat,
-    ) -> Result<()> {
-        let reader = self.stack.lowers.first().ok_or(Errno::IO)?.reader();
-        let whole = settle::is_whole(mark, reader);
-        let lower = match data {
-            Some(data) => self.lower_stat(data)?,
-            None if whole => *stat,
-            None => {
-                self.report.leave(&place.path, "was left unfinished, and no layer below has its data");
-                return Ok(());
-            }
-        };
-        let how = if whole { "finished" } else { "the file below again" };
-        let (namespace, root, attributes) = (self.report.namespace, self.root, self.attributes);
-        self.report.fault(&place.path, "was left unfinished by a killed server", how, || {
-            let durability = Durability::of(root)?;
-            settle::settle(place.dir, place.name, (attributes, namespace, durability), whole, &lower)?;
-            Ok(())
-        });
-        Ok(())
-    }
-
-    fn lower_stat(&self, data: &LowerName) -> Result<Stat> {
-        self.stack.lower(&data.dir)?.stat(&self.stack.fds, &data.dir, data.name.as_bytes())
     }
 
     /// Checks the record of an origin; returns whether there is a good one.
