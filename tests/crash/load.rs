@@ -11,6 +11,9 @@ use e2e::tree::LayerTree;
 /// Files of one writer.
 const FILES: usize = 24;
 
+/// The version of a file without content.
+const EMPTY: u64 = 0;
+
 /// What stands under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -99,12 +102,13 @@ impl Worker {
             State::Absent if self.random.one_in(2) => self.replace(root, index, &name),
             State::Absent => self.make_directory(root, index, &name),
             State::Directory(_) => self.change_directory(root, index, &name, &state),
-            State::File(version, len, mode) => match self.random.below(7) {
+            State::File(version, len, mode) => match self.random.below(8) {
                 0 | 1 => self.replace(root, index, &name),
                 2 => self.remove(root, index, &name, &state),
                 3 => self.chmod(root, index, &name, (version, len, mode)),
-                4 => self.touch(root, index, &name, &state),
+                4 if len > 0 => self.touch(root, index, &name, &state),
                 5 => self.shorten(root, index, &name, (version, len, mode)),
+                6 => self.empty(root, index, &name, &state),
                 _ => self.swap_or_move(root, index, &name, &state),
             },
         }
@@ -162,6 +166,16 @@ impl Worker {
         self.begin(name, &[State::File(file.0, file.1, file.2), new.clone()]);
         let handle = OpenOptions::new().write(true).open(root.join(name))?;
         handle.set_len(file.1.div_ceil(2) as u64)?;
+        self.known[index].1 = new;
+        Ok(())
+    }
+
+    /// Throws the content away.
+    fn empty(&mut self, root: &Path, index: usize, name: &str, old: &State) -> Result<()> {
+        let State::File(_, _, mode) = *old else { return Ok(()) };
+        let new = State::File(EMPTY, 0, mode);
+        self.begin(name, &[old.clone(), new.clone()]);
+        OpenOptions::new().write(true).truncate(true).open(root.join(name))?;
         self.known[index].1 = new;
         Ok(())
     }
@@ -255,7 +269,10 @@ impl Worker {
     /// Finds which version a file's bytes are the beginning of; anything else is a torn file.
     fn version_of(&self, path: &Path) -> std::result::Result<u64, String> {
         let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let candidates = (0..=FILES as u64).chain(1000..=self.next_version);
+        if bytes.is_empty() {
+            return Ok(EMPTY);
+        }
+        let candidates = (1..=FILES as u64).chain(1000..=self.next_version);
         let matches = |version: &u64| {
             let head = data(seed(self.number, *version), bytes.len().min(16));
             bytes.starts_with(&head) && bytes.len() <= length(*version)
