@@ -260,7 +260,15 @@ impl Walk<'_> {
             let entry = entry.map_err(|e| named(&e, "readdir", path))?;
             let name = entry.file_name().as_bytes().to_vec();
             let number = std::os::unix::fs::DirEntryExt::ino(&entry);
-            let meta = entry.metadata().map_err(|e| named(&e, "lstat of a listed name", &name))?;
+            let meta = match entry.metadata() {
+                // As kernel overlayfs lists whiteouts where nothing is merged.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    let text = [path, b"/", &name].concat();
+                    self.faults.push(format!("{}: listed and not there", text.escape_ascii()));
+                    continue;
+                }
+                meta => meta.map_err(|e| named(&e, "lstat of a listed name", &name))?,
+            };
             if meta.ino() != number {
                 let text = [path, b"/", &name].concat();
                 self.faults.push(format!("{}: d_ino {number}, st_ino {}", text.escape_ascii(), meta.ino()));
