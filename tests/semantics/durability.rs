@@ -21,12 +21,32 @@ fn append(path: impl AsRef<std::path::Path>, text: &[u8]) -> fs::File {
     file
 }
 
+/// How an unfinished file is marked.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// By a note in the mark `metacopy`.
+    Note,
+    /// By a mark beside that.
+    Beside,
+}
+
+const FORMS: [Form; 2] = [Form::Note, Form::Beside];
+
 /// Marks a metacopy as one that a server of another boot left unfinished.
-fn leave_unfinished(file: &Path) {
+fn leave_unfinished(file: &Path, form: Form) {
     let space = if rustix::process::geteuid().is_root() { "trusted" } else { "user" };
-    let name = format!("{space}.overlay.unfinished");
     let value = [[1, 1].as_slice(), &[9; 32]].concat();
+    let (mark, value) = match form {
+        Form::Note => ("metacopy", [&[0, 38, 0, 0], value.as_slice()].concat()),
+        Form::Beside => ("unfinished", value),
+    };
+    let name = format!("{space}.overlay.{mark}");
     rustix::fs::setxattr(file, name.as_str(), &value, rustix::fs::XattrFlags::empty()).unwrap();
+}
+
+/// Returns whether a file has the mark of a metacopy and says nothing more.
+fn is_metacopy_alone(file: &Path) -> bool {
+    mark(file, "metacopy").is_some_and(|value| value.is_empty()) && mark(file, "unfinished").is_none()
 }
 
 #[test]
@@ -109,34 +129,60 @@ fn a_copied_up_file_is_a_metacopy_to_others_until_it_is_finished() {
 #[test]
 fn a_file_that_was_left_unfinished_is_the_old_one_and_its_mark_goes() {
     require!(Fuse, Union);
-    let mut union = Fixture::new(&[LayerTree::new().file("f", vec![b'o'; 50_000])], "");
-    fs::set_permissions(union.at("f"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    union.mounted.unmount();
-    let upper = union.upper("f");
-    // As after a power cut: some data and another size.
-    fs::write(&upper, vec![0; 70_000]).unwrap();
-    leave_unfinished(&upper);
-    union.mounted.mount();
-    assert_eq!(fs::read(union.at("f")).unwrap(), vec![b'o'; 50_000]);
-    assert_eq!(mark(&upper, "unfinished"), None);
-    assert!(mark(&upper, "metacopy").is_some());
-    assert_eq!(fs::metadata(&upper).unwrap().len(), 50_000);
-    drop(append(union.at("f"), b"n"));
-    union.mounted.remount();
-    assert_eq!(fs::read(union.at("f")).unwrap(), [vec![b'o'; 50_000].as_slice(), b"n"].concat());
+    for form in FORMS {
+        let mut union = Fixture::new(&[LayerTree::new().file("f", vec![b'o'; 50_000])], "");
+        fs::set_permissions(union.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
+        union.mounted.unmount();
+        let upper = union.upper("f");
+        // As after a power cut: some data and another size.
+        fs::write(&upper, vec![0; 70_000]).unwrap();
+        leave_unfinished(&upper, form);
+        union.mounted.mount();
+        assert_eq!(fs::read(union.at("f")).unwrap(), vec![b'o'; 50_000], "{form:?}");
+        assert!(is_metacopy_alone(&upper), "{form:?}");
+        assert_eq!(fs::metadata(&upper).unwrap().len(), 50_000, "{form:?}");
+        drop(append(union.at("f"), b"n"));
+        union.mounted.remount();
+        assert_eq!(fs::read(union.at("f")).unwrap(), [vec![b'o'; 50_000].as_slice(), b"n"].concat());
+    }
+}
+
+#[test]
+fn kernel_overlayfs_sees_the_old_file_in_one_that_was_left_unfinished() {
+    require!(Fuse, Union, Root, KernelOverlay);
+    for form in FORMS {
+        let mut union = Fixture::new(&[LayerTree::new().file("f", "old")], "");
+        fs::set_permissions(union.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
+        union.mounted.unmount();
+        let upper = union.upper("f");
+        fs::write(&upper, "new").unwrap();
+        leave_unfinished(&upper, form);
+        let extra = ",redirect_dir=on,index=on,metacopy=on".to_owned();
+        let kernel = KernelOverlay::new(Layers { extra, ..union.mounted.layers().clone() });
+        assert_eq!(fs::read(kernel.root().join("f")).unwrap(), b"old", "{form:?}");
+        drop(append(kernel.root().join("f"), b"er"));
+        drop(kernel);
+        assert_eq!(mark(&upper, "metacopy"), None, "{form:?}");
+        union.mounted.mount();
+        assert_eq!(fs::read(union.at("f")).unwrap(), b"older", "{form:?}");
+    }
 }
 
 /// A server that is killed while it throws data away leaves it empty, for the moment.
 #[test]
 fn a_file_that_was_left_unfinished_and_empty_is_the_old_one_to_everybody() {
     require!(Fuse, Union);
+    FORMS.into_iter().for_each(left_empty);
+}
+
+fn left_empty(form: Form) {
     let old = vec![b'o'; 50_000];
     let mut union = Fixture::new(&[LayerTree::new().file("f", old.clone())], "");
     fs::set_permissions(union.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
     union.mounted.unmount();
     let upper = union.upper("f");
     fs::write(&upper, "").unwrap();
-    leave_unfinished(&upper);
+    leave_unfinished(&upper, form);
     let layers = union.mounted.layers().clone();
     let lowers = vec![layers.upper.clone().unwrap(), layers.lowers[0].clone()];
     let [target, second_upper, work] = ["second", "second-upper", "second-work"].map(|name| {
@@ -153,9 +199,9 @@ fn a_file_that_was_left_unfinished_and_empty_is_the_old_one_to_everybody() {
     assert_eq!((fs::metadata(&shown).unwrap().len(), fs::read(&shown).unwrap()), (50_000, old.clone()));
     drop(append(&shown, b"n"));
     assert_eq!(fs::read(&shown).unwrap(), [old.as_slice(), b"n"].concat());
-    assert!(mark(&upper, "unfinished").is_some(), "a lower was written");
+    assert!(!is_metacopy_alone(&upper), "a lower was written");
     let (status, text) = repair(union.mounted.layers());
-    assert_eq!((status, mark(&upper, "unfinished")), (Some(1), None), "{text}");
+    assert_eq!((status, is_metacopy_alone(&upper)), (Some(1), true), "{text}");
     assert_eq!(fs::metadata(&upper).unwrap().len(), 50_000);
     union.mounted.mount();
     assert_eq!(fs::read(union.at("f")).unwrap(), old);
@@ -165,7 +211,7 @@ fn a_file_that_was_left_unfinished_and_empty_is_the_old_one_to_everybody() {
 fn a_hard_link_that_was_left_unfinished_is_the_old_one_under_every_name() {
     require!(Fuse, Union);
     let old = vec![b'o'; 50_000];
-    for checked in [false, true] {
+    for (form, checked) in FORMS.into_iter().flat_map(|form| [(form, false), (form, true)]) {
         let tree = LayerTree::new().file("f", old.clone()).hardlink("g", "f").hardlink("h", "f");
         let mut union = Fixture::new(&[tree], "");
         fs::set_permissions(union.at("f"), PermissionsExt::from_mode(0o600)).unwrap();
@@ -176,10 +222,10 @@ fn a_hard_link_that_was_left_unfinished_is_the_old_one_under_every_name() {
         let entry = index.join(&names_in(&index)[0]);
         assert!(mark(&entry, "metacopy").is_some());
         fs::write(&entry, "").unwrap();
-        leave_unfinished(&entry);
+        leave_unfinished(&entry, form);
         if checked {
             let (status, text) = repair(union.mounted.layers());
-            assert_eq!((status, mark(&entry, "unfinished")), (Some(1), None), "{text}");
+            assert_eq!((status, is_metacopy_alone(&entry)), (Some(1), true), "{text}");
             assert_eq!(fs::metadata(&entry).unwrap().len(), 50_000);
         }
         union.mounted.mount();
@@ -220,7 +266,7 @@ fn a_metacopy_that_could_not_be_filled_is_still_the_old_one() {
         assert!(fs::read(&file).unwrap() == old, "{attempt}");
         let meta = fs::metadata(&file).unwrap();
         assert_eq!((meta.len(), meta.mode() & 0o7777), (4 << 20, 0o4755), "{attempt}");
-        assert_eq!(mark(&upper.join("f"), "unfinished"), None, "{attempt}");
+        assert!(is_metacopy_alone(&upper.join("f")), "{attempt}");
         assert_eq!(fs::metadata(upper.join("f")).unwrap().blocks(), 0, "room is taken");
     }
 }

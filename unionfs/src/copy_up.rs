@@ -124,8 +124,8 @@ struct Built<'a> {
 
 impl CopyUp<'_> {
     fn run(&self) -> Result<()> {
-        let source = self.source()?;
-        let mut stat = source.stat()?;
+        let (source, stat) = self.source()?;
+        let mut stat = stat.map_or_else(|| source.stat(), Ok)?;
         if let Some(data) = &self.inode.state.read().lower_data {
             stat.size = data.size;
         }
@@ -135,15 +135,15 @@ impl CopyUp<'_> {
         Ok(())
     }
 
-    /// Returns what is copied, open for reading if its data is copied too.
-    fn source(&self) -> Result<LowerFile> {
+    /// Returns what is copied, open for reading if its data is copied too, and its attributes, if they are known by then.
+    fn source(&self) -> Result<(LowerFile, Option<Stat>)> {
         let copies = matches!(self.need, Need::Data | Need::Safe) && self.inode.kind == FileKind::Regular;
         if !copies || self.inode.is_metacopy() {
-            return self.tree.lower_object(self.inode);
+            return Ok((self.tree.lower_object(self.inode)?, None));
         }
-        match upper_file::open_lower_data(self.tree, self.inode) {
+        match upper_file::open_lower_data_and_look(self.tree, self.inode) {
             // Without data there is nothing to read.
-            Err(error) if error.is(Errno::ACCESS) => self.tree.lower_object(self.inode),
+            Err(error) if error.is(Errno::ACCESS) => Ok((self.tree.lower_object(self.inode)?, None)),
             opened => opened,
         }
     }
@@ -256,7 +256,9 @@ impl CopyUp<'_> {
         match kind {
             FileKind::Regular => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-                return Ok(sys::open_at(work, name, flags, 0o600)?);
+                // Of the mode what no change of the owner takes away: nobody else can reach it here.
+                let mode = if self.upper.owners.are_inodes() { stat.mode & 0o777 } else { 0 };
+                return Ok(sys::open_at(work, name, flags, mode | 0o600)?);
             }
             FileKind::Directory => rustix::fs::mkdirat(work, name, Mode::RWXU)?,
             FileKind::Symlink => rustix::fs::symlinkat(source.link_target()?.as_slice(), work, name)?,

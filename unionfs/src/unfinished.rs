@@ -252,7 +252,7 @@ impl Shared {
         if let Some(parts) = &file.parts {
             parts.finish(file.fd.as_fd())?;
             // If this process is killed now, nothing is lost.
-            settle::remark(&NATIVE, file.fd.as_fd(), self.namespace, Extent::Whole, self.writer)?;
+            settle::mark(file.fd.as_fd(), self.namespace, Extent::Whole, self.writer)?;
         }
         if let Err(error) = settle::write_back(file.fd.as_fd(), self.durability) {
             // What could not be written is clean to the kernel now: to ask again would answer that all is well.
@@ -261,7 +261,7 @@ impl Shared {
             tracing::error!(
                 "a copied-up file cannot be written to the disk and will be the old one: {error}"
             );
-            settle::remark(&NATIVE, file.fd.as_fd(), self.namespace, Extent::Ranges, self.writer)?;
+            settle::mark(file.fd.as_fd(), self.namespace, Extent::Ranges, self.writer)?;
             return Err(error);
         }
         settle::unmark(&NATIVE, file.fd.as_fd(), self.namespace, file.marks)?;

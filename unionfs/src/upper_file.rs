@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use crate::error::{Errno, Error, Result};
 use crate::inode::{Inode, Lower, UpperFile};
 use crate::stack::lower::LowerFile;
-use crate::sys;
+use crate::sys::{self, Stat};
 use crate::tree::Tree;
 use crate::verity;
 
@@ -90,22 +90,26 @@ fn open_own(tree: &Tree, inode: &Inode) -> Result<OwnedFd> {
 /// EIO if the node is no file with data on a lower, or if that is not the file that was meant (`verity`); ESTALE if others have
 /// put another file in its place.
 pub(crate) fn open_lower_data(tree: &Tree, inode: &Inode) -> Result<LowerFile> {
+    Ok(open_lower_data_and_look(tree, inode)?.0)
+}
+
+/// As [`open_lower_data`]; also returns its attributes, if they had to be looked at.
+pub(crate) fn open_lower_data_and_look(tree: &Tree, inode: &Inode) -> Result<(LowerFile, Option<Stat>)> {
     let (dir, name, number) = {
         let state = inode.state.read();
         match (&state.lower_data, &state.lower) {
             (Some(data), _) => (Arc::clone(&data.file.dir), data.file.name.clone(), None),
             (None, Lower::File(dir, name, number)) => (Arc::clone(dir), name.clone(), Some(*number)),
-            (None, Lower::Held(file)) => return file.again(),
+            (None, Lower::Held(file)) => return Ok((file.again()?, None)),
             _ if state.lost => return Err(Error::new(Errno::STALE)),
             _ => return Err(Error::new(Errno::IO)),
         }
     };
     let file = tree.stack.lower(&dir)?.open_data(&tree.stack.fds, &dir, &name)?;
-    if let Some(number) = number
-        && file.stat()?.ino != number
-    {
+    let stat = number.map(|_| file.stat()).transpose()?;
+    if stat.map(|stat| stat.ino) != number {
         return Err(Error::new(Errno::STALE));
     }
     verity::check(tree, inode, &file)?;
-    Ok(file)
+    Ok((file, stat))
 }

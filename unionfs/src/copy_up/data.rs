@@ -106,11 +106,11 @@ impl DataCopy<'_> {
     }
 
     /// Returns where to put marks, if the file may have them: under one name, because below another one the data would not
-    /// be found; and only if this process may take them away again. In a sidecar they would cost as much as the data, and a
+    /// be found; and only if this process may read them and take them away again. In a sidecar they would cost as much as the data, and a
     /// digest would be missing beside them.
     fn marks(&self) -> Option<Namespace> {
         let privileged = self.upper.features.chown || !self.upper.owners.are_inodes();
-        let removable = privileged || self.mode & 0o200 != 0;
+        let removable = privileged || self.mode & 0o600 == 0o600;
         let wanted = self.need == Need::Data
             && self.tree.policy.metacopy
             && !self.tree.policy.strict

@@ -44,7 +44,9 @@ pub(super) fn copy(
     }
     if owners.are_inodes() || stat.kind() == FileKind::Symlink {
         copy_owner(tree, stat, (to, now))?;
-        if stat.kind() != FileKind::Symlink {
+        // A change of the owner takes set-id bits away, and so does writing: with them it is set in any case.
+        let kept = stat.mode == now.mode && stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0;
+        if stat.kind() != FileKind::Symlink && !kept {
             sys::set_mode(to, Mode::from_raw_mode(stat.mode & 0o7777))?;
         }
     } else {

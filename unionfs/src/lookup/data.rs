@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::{Candidate, Probe, Target, is_deepest, next_candidate, next_candidate_exists, probe, redirected};
 use crate::error::{Errno, Error, Result};
 use crate::name::FileName;
-use crate::ondisk::unfinished::UNFINISHED;
 use crate::request::FileKind;
 use crate::stack::LayerStack;
 use crate::stack::lower::{LowerDir, LowerName};
@@ -52,13 +51,11 @@ fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) 
     if stat.kind() != FileKind::Regular || layer.is_plain(&stack.fds, parent, name) {
         return Ok(Whereabouts::Here);
     }
-    // An empty file needs no data, unless it is empty because a server was killed.
-    let telling = if stat.size == 0 { UNFINISHED } else { "metacopy" };
     let fd = layer.dir_fd(&stack.fds, parent)?;
     let dir = fd.as_fd();
     let attributes = layer.attributes();
     let read_marks = || marks::read_file_marks(attributes, dir, name, stack.namespace, stack.follow);
-    if !has_mark(attributes.get_at(dir, name, &stack.namespace.name(telling)))? {
+    if !has_mark(attributes.get_at(dir, name, &stack.namespace.name("metacopy")))? {
         return Ok(Whereabouts::Here);
     }
     let mut marks = read_marks()?;
@@ -68,6 +65,10 @@ fn whereabouts(stack: &LayerStack, parent: &LowerDir, name: &[u8], stat: &Stat) 
         marks = read_marks()?;
     }
     let unfinished = marks.unfinished.as_deref();
+    // An empty file needs no data, unless it is empty because a server was killed.
+    if stat.size == 0 && unfinished.is_none() {
+        return Ok(Whereabouts::Here);
+    }
     if !marks.metacopy || unfinished.is_some_and(|mark| settle::is_whole(mark, layer.reader())) {
         return Ok(Whereabouts::Here);
     }

@@ -4,6 +4,8 @@
 const VERSION: u8 = 0;
 /// Bytes before the digest: version, length, flags, algorithm.
 const FIXED: usize = 4;
+/// The algorithm of a header without a digest.
+const NO_DIGEST: u8 = 0;
 
 /// An fs-verity digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub fn parse(value: &[u8]) -> Result<Option<Digest>, Malformed> {
     }
     match *value {
         [VERSION, len, _, algorithm, ref digest @ ..] if usize::from(len) == value.len() => {
-            Ok((algorithm != 0).then(|| Digest { algorithm, bytes: digest.to_vec() }))
+            Ok((algorithm != NO_DIGEST).then(|| Digest { algorithm, bytes: digest.to_vec() }))
         }
         _ => Err(Malformed),
     }
@@ -40,9 +42,35 @@ pub fn header(digest: &Digest) -> Vec<u8> {
     [&[VERSION, len, 0, digest.algorithm], digest.bytes.as_slice()].concat()
 }
 
+/// Makes the value of a mark that demands no digest and has a note where that would be, which the kernel does not look at.
+pub fn with_note(note: &[u8]) -> Vec<u8> {
+    header(&Digest { algorithm: NO_DIGEST, bytes: note.to_vec() })
+}
+
+/// Returns the note in the value of a mark, if it has one.
+pub fn note(value: &[u8]) -> Option<&[u8]> {
+    match *value {
+        [VERSION, len, _, NO_DIGEST, ref note @ ..] if usize::from(len) == value.len() => {
+            Some(note).filter(|note| !note.is_empty())
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_reads_back_and_demands_no_digest() {
+        let value = with_note(b"text");
+        assert_eq!(value, b"\0\x08\0\0text");
+        assert_eq!((note(&value), parse(&value)), (Some(&b"text"[..]), Ok(None)));
+        let digest = header(&Digest { algorithm: 1, bytes: vec![7; 32] });
+        for other in [&b""[..], b"y", b"\0\x04\0\0", b"\0\x09\0\0text", b"\x01\x08\0\0text", &digest] {
+            assert_eq!(note(other), None, "{other:?}");
+        }
+    }
 
     #[test]
     fn a_header_reads_back() {

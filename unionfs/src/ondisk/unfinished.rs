@@ -1,10 +1,12 @@
 //! The mark of a copied-up file that is not safe on the disk yet: what it says, as bytes.
 //!
-//! A file that has it has the kernel's `metacopy` mark too: to everybody else its data is still that of the lower. What
+//! It is a note in the value of the kernel's mark `metacopy`, or a mark of its own beside that, where its value may have to
+//! stay as it is: to everybody else the data is still that of the lower. One attribute, because on ext4 each change of one
+//! that does not fit into the inode is a change of a block. What
 //! the upper file holds counts only for the server that wrote the mark, and after its death only if nothing that was
 //! written can have been lost: all data had been copied, and the same kernel has the same mount of the upper.
 
-/// Name of the mark, beside the kernel's marks, which ignores it.
+/// Name of the mark where it is beside the kernel's marks, which ignores it.
 pub const UNFINISHED: &str = "unfinished";
 
 /// The form of the value, its first byte.

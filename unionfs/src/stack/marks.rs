@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::error::{Errno, Error, Result};
-use crate::ondisk::{self, NameClass, Namespace, Redirect};
+use crate::ondisk::{self, NameClass, Namespace, Redirect, metacopy};
 use crate::stack::attributes::Attributes;
 use crate::sys;
 
@@ -171,10 +171,18 @@ fn try_read_file_marks(
         },
     };
     let prefix = namespace.name("");
+    let mut note = None;
     for mark in sys::xattr::names(&list).filter_map(|name| name.strip_prefix(prefix.as_slice())) {
         let value = || attributes.get_at(dir, name, &[prefix.as_slice(), mark].concat());
         match mark {
-            b"metacopy" => marks.metacopy = true,
+            b"metacopy" => {
+                marks.metacopy = true;
+                note = match value() {
+                    // Only a file that this process may read is ever left unfinished.
+                    Err(error) if error.is(Errno::ACCESS) || error.is(Errno::PERM) => None,
+                    value => metacopy::note(&value?).map(<[u8]>::to_vec),
+                };
+            }
             b"whiteout" => marks.whiteout = true,
             b"redirect" => marks.redirect = Some(parse_redirect(&value()?, follow)?),
             b"ino" => marks.ino = parse_ino(&value()?),
@@ -184,5 +192,6 @@ fn try_read_file_marks(
             _ => {}
         }
     }
+    marks.unfinished = note.or(marks.unfinished);
     Ok(marks)
 }

@@ -1,10 +1,11 @@
 //! Copied-up files that are not safe on the disk yet: how one is made safe, and what becomes of those that a server left
 //! when it was killed or the power went.
 //!
-//! Such a file has the kernel's mark `metacopy`, so that everybody else sees the lower's data, and beside it the mark
-//! `unfinished` (its value: [`Unfinished`]). It is made safe by bringing the data to the disk and then taking the marks
-//! away, `metacopy` first: a file that has `unfinished` alone is whole. One that was left behind is whole for sure only
-//! if all data had been copied and nothing in the page cache can have been lost; else it shows the lower's data again.
+//! Such a file has the kernel's mark `metacopy`, so that everybody else sees the lower's data, with a note as its value
+//! ([`Unfinished`]). It is made safe by bringing the data to the disk and then taking the mark away. A metacopy that is about to
+//! be emptied has the same as a mark `unfinished` beside it, since the value may be a digest: that one alone
+//! means nothing, and beside a note it does not count. A file that was left behind is whole for sure only if all data had
+//! been copied and nothing in the page cache can have been lost; else it shows the lower's data again.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 
 use crate::error::{Errno, Result};
 use crate::ondisk::Namespace;
+use crate::ondisk::metacopy;
 use crate::ondisk::unfinished::{Extent, UNFINISHED, Unfinished, Writer};
 use crate::request::FileKind;
 use crate::stack::attributes::{Attributes, NATIVE};
@@ -79,14 +81,19 @@ fn boot_id() -> Option<[u8; 16]> {
     Some(number.to_be_bytes())
 }
 
-/// Marks a file whose data is not safe yet. `metacopy` is set first, so that the other mark never stands for a promise
-/// that nobody keeps.
+/// Marks a file whose data is not safe yet, or says anew how much of it is there.
 pub(crate) fn mark(fd: BorrowedFd<'_>, namespace: Namespace, extent: Extent, writer: Writer) -> Result<()> {
-    sys::xattr::set(fd, &namespace.name("metacopy"), b"", 0)?;
-    remark(&NATIVE, fd, namespace, extent, writer)
+    let value = metacopy::with_note(&Unfinished { extent, writer }.encode());
+    Ok(sys::xattr::set(fd, &namespace.name("metacopy"), &value, 0)?)
 }
 
-/// Says anew how much of the data is there.
+/// Returns what says that a file is unfinished, if it is. `mark` reads its marks.
+pub(crate) fn unfinished(mark: impl Fn(&str) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+    let metacopy = mark("metacopy")?;
+    metacopy::note(&metacopy).map(<[u8]>::to_vec).or_else(|| mark(UNFINISHED))
+}
+
+/// Marks a metacopy as unfinished, beside what its mark says.
 pub(crate) fn remark(
     attributes: &Attributes,
     fd: BorrowedFd<'_>,
@@ -109,7 +116,7 @@ pub(crate) fn write_back(fd: BorrowedFd<'_>, durability: Durability) -> Result<(
 /// Marks of a file that is not safe yet: `metacopy`, and those that mean nothing without it.
 pub(crate) type Marks = &'static [&'static str];
 /// Those of a file that was made a moment ago.
-pub(crate) const MARKS_OF_NEW: Marks = &["metacopy", UNFINISHED];
+pub(crate) const MARKS_OF_NEW: Marks = &["metacopy"];
 /// Those of one that was a metacopy, and may have been moved as such.
 pub(crate) const MARKS: Marks = &["metacopy", "redirect", UNFINISHED];
 
@@ -150,6 +157,10 @@ pub(crate) fn revert(
     sys::retry(|| rustix::fs::ftruncate(fd, 0))?;
     sys::retry(|| rustix::fs::ftruncate(fd, like.size))?;
     sys::set_both_times(fd, like.atime, like.mtime)?;
+    let metacopy = namespace.name("metacopy");
+    if attributes.get(fd, &metacopy).is_ok_and(|value| metacopy::note(&value).is_some()) {
+        attributes.set(fd, &metacopy, b"", sys::xattr::REPLACE)?;
+    }
     match attributes.remove(fd, &namespace.name(UNFINISHED)) {
         Err(error) if !error.is(Errno::NODATA) => Err(error),
         _ => Ok(()),
@@ -240,7 +251,6 @@ pub(crate) fn finish_left_behind(
     writer: Writer,
 ) -> Result<bool> {
     let mut all = true;
-    let mark = namespace.name(UNFINISHED);
     // By path: descriptors of all directories still to be read could be too many.
     let mut paths = vec![Vec::new()];
     while let Some(path) = paths.pop() {
@@ -264,7 +274,8 @@ pub(crate) fn finish_left_behind(
             Err(errno) => return Err(errno.into()),
         }
         for name in files {
-            if sys::xattr::get_at(dir, &name, &mark).is_ok_and(|value| is_whole(&value, writer)) {
+            let mark = |mark: &str| sys::xattr::get_at(dir, &name, &namespace.name(mark)).ok();
+            if unfinished(mark).is_some_and(|value| is_whole(&value, writer)) {
                 let stat = sys::stat_at(dir, &name)?;
                 if let Err(error) = settle(dir, &name, (&NATIVE, namespace, durability), true, &stat) {
                     let error = error.during("finish the copied-up file", &name);

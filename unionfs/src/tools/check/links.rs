@@ -11,10 +11,10 @@ use super::unfinished::{self, Left};
 use super::work::names;
 use crate::error::{Errno, Result};
 use crate::ondisk::origin;
-use crate::ondisk::unfinished::UNFINISHED;
 use crate::options::MountOptions;
 use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerName;
+use crate::stack::settle;
 use crate::stack::workdir::remove_all_with;
 use crate::sys;
 use crate::tools::view::{Parts, View};
@@ -62,11 +62,9 @@ pub(super) fn check(
             });
             continue;
         }
-        let [metacopy, unfinished] = ["metacopy", UNFINISHED].map(|mark| {
-            let mark = report.namespace.name(mark);
-            attributes.get_at(index.as_fd(), &name, &mark).ok()
-        });
-        if let Some(mark) = unfinished.filter(|_| metacopy.is_some()) {
+        let namespace = report.namespace;
+        let mark = |mark: &str| attributes.get_at(index.as_fd(), &name, &namespace.name(mark)).ok();
+        if let Some(mark) = settle::unfinished(mark) {
             let left = Left { dir: index.as_fd(), name: &name, path: &path, mark: &mark, stat: &stat };
             unfinished::settle(report, (&view.stack, attributes), &left, data.as_ref())?;
         }

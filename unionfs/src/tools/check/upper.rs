@@ -11,7 +11,6 @@ use super::unfinished::{self, Left};
 use super::work::names;
 use crate::error::{Errno, Error, Result};
 use crate::lookup::{self, DirView, LowerPart};
-use crate::ondisk::unfinished::UNFINISHED;
 use crate::ondisk::{self, NameClass, Namespace, origin};
 use crate::request::FileKind;
 use crate::stack::LayerStack;
@@ -19,6 +18,7 @@ use crate::stack::attributes::Attributes;
 use crate::stack::lower::LowerDir;
 use crate::stack::marks;
 use crate::stack::probe::make_whiteout;
+use crate::stack::settle;
 use crate::stack::workdir::{remove_all, remove_all_with};
 use crate::sys::{self, Stat};
 use crate::tools::view::{self, Parts};
@@ -263,8 +263,8 @@ impl Walk<'_> {
             Err(error) if [Errno::IO, Errno::INVAL, Errno::ACCESS].contains(&error.errno()) => None,
             Err(error) => return Err(error),
         };
-        let unfinished = self.attributes.get(pin.as_fd(), &namespace.name(UNFINISHED)).ok();
-        if let Some(mark) = unfinished {
+        let mark = |mark: &str| self.attributes.get(pin.as_fd(), &namespace.name(mark)).ok();
+        if let Some(mark) = settle::unfinished(mark) {
             let left = Left { dir: place.dir, name: place.name, path: &place.path, mark: &mark, stat };
             unfinished::settle(self.report, (self.stack, self.attributes), &left, data.as_ref())?;
             return Ok(has_origin);
