@@ -207,8 +207,7 @@ fn nothing_was_written_behind_the_last_byte() {
     let scratch = tempfile::tempdir().unwrap();
     let mut files = open(scratch.path()).unwrap();
     let id = file(&mut files, UPPER, "f");
-    let mut seek =
-        |files: &mut Files, offset, what| files.seek(id, offset, what).map_err(|error| error.errno());
+    let seek = |files: &mut Files, offset, what| files.seek(id, offset, what).map_err(|error| error.errno());
     assert_eq!(seek(&mut files, 0, Seek::Data), Err(Errno::NXIO));
     files.set(id, &Change { size: Some(100), ..Change::default() }).unwrap();
     assert_eq!((seek(&mut files, 0, Seek::Data), seek(&mut files, 7, Seek::Hole)), (Err(Errno::NXIO), Ok(7)));
