@@ -111,15 +111,17 @@ impl Generator {
         step
     }
 
-    /// Returns whether `E2E_WITHOUT`, a list of names of calls, has this one; `Acl` is every call about ACLs, `Exchange` every
-    /// rename that exchanges.
+    /// Returns whether `E2E_WITHOUT`, a list of names of calls, has this one; `Acl` is every call about ACLs, `Trusted`
+    /// every call about a `trusted.*` attribute, `Exchange` every rename that exchanges.
     fn left_out(&self, op: &Op) -> bool {
         let text = format!("{op:?}");
         let name = text.split(' ').next().unwrap_or_default();
         let acl = text.contains("system.posix_acl");
+        let trusted = text.contains("trusted.");
         let exchange = text.contains("over: Exchange");
         self.without.iter().any(|left_out| match left_out.as_str() {
             "Acl" => acl,
+            "Trusted" => trusted,
             "Exchange" => exchange,
             left_out => left_out == name,
         })

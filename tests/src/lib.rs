@@ -11,6 +11,7 @@
 //! | `E2E_CATALOGS=1` | catalogs are made of all lower layers before every mount, and required |
 //! | `E2E_DIR=DIR` | where scratch directories are made, instead of the temporary directory; sockets and podman want a short path |
 //! | `E2E_UPPER_DIR=DIR` | where uppers and workdirs are made, instead of beside the lowers |
+//! | `E2E_PLAIN_DIR=DIR` | where the plain directories of histories are made, instead of in a scratch directory |
 //! | `E2E_OPS=N` | number of random operations of a parity run |
 //! | `E2E_SEED=N` | seed of a parity run |
 //! | `E2E_WITHOUT=CALL,CALL` | calls that a parity run leaves out, to look past a known difference |

@@ -42,6 +42,14 @@ pub fn scratch() -> tempfile::TempDir {
     directory
 }
 
+/// Returns where what else would stand in `base` is made: below the directory that an environment variable names, if it does.
+pub fn elsewhere(variable: &str, base: &Path) -> PathBuf {
+    match std::env::var_os(variable) {
+        Some(directory) => Path::new(&directory).join(base.strip_prefix("/").unwrap_or(base)),
+        None => base.to_path_buf(),
+    }
+}
+
 /// Returns whether mounts are to speak through the fuser crate, which knows no O_TMPFILE and one number for a node.
 pub fn over_fuser() -> bool {
     std::env::var("E2E_OPTIONS").is_ok_and(|options| options.contains("transport=fuser"))
@@ -66,10 +74,7 @@ impl Layers {
     /// Lays out `base/lower0..`, `upper`, `work` and `merged`; lowers are made unless they are there.
     pub fn below(base: &Path, lowers: usize) -> Self {
         let lowers: Vec<PathBuf> = (0..lowers).map(|n| base.join(format!("lower{n}"))).collect();
-        let writable = match std::env::var_os("E2E_UPPER_DIR") {
-            Some(elsewhere) => Path::new(&elsewhere).join(base.strip_prefix("/").unwrap_or(base)),
-            None => base.to_path_buf(),
-        };
+        let writable = elsewhere("E2E_UPPER_DIR", base);
         let [upper, work] = ["upper", "work"].map(|name| writable.join(name));
         let target = base.join("merged");
         for directory in lowers.iter().chain([&upper, &work, &target]) {

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::flatten::flatten;
-use crate::mounted::{Layers, Mounted, scratch, union_program};
+use crate::mounted::{Layers, Mounted, elsewhere, scratch, union_program};
 use crate::oracle::{KernelOverlay, copy_tree};
 use crate::shrink::{Pair, Plain, Side};
 use crate::snapshot::Snapshot;
@@ -158,7 +158,9 @@ fn side(trees: &[LayerTree], server: &Server, base: &Path) -> Box<dyn Side> {
     if *server == Server::Plain {
         let merged = base.join("merged");
         flatten(trees).build(&merged);
-        return Box::new(Plain(copy_tree(&merged, base.join("plain"))));
+        let plain = elsewhere("E2E_PLAIN_DIR", base).join("plain");
+        std::fs::create_dir_all(plain.parent().unwrap()).unwrap();
+        return Box::new(Plain(copy_tree(&merged, plain)));
     }
     let mut layers = Layers::below(base, trees.len());
     let empty = LayerTree::new();
