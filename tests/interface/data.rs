@@ -22,11 +22,14 @@ fn both(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
 }
 
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+}
+
 /// Notes size and contents of a file.
 fn note_file(seen: &mut Seen, path: &Path) {
     let bytes = fs::read(path).unwrap();
-    let sum = bytes.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-    seen.note("contents", (bytes.len(), sum, fs::metadata(path).unwrap().size()));
+    seen.note("contents", (bytes.len(), sum(&bytes), fs::metadata(path).unwrap().size()));
 }
 
 #[test]
@@ -46,6 +49,42 @@ fn appending_writes_go_to_the_end_wherever_they_say() {
             seen.note("read", one.read(&mut [0; 4]).map_err(|error| error.raw_os_error()));
             note_file(seen, &root.join(name));
         }
+    });
+}
+
+#[test]
+fn large_reads_hold_what_the_file_does_up_to_its_end() {
+    require!(Fuse, Union);
+    const LEN: usize = 1_300_077;
+    let lowers = ["large", "changed", "first", "second"].into_iter().zip(5..);
+    let lowers = lowers.fold(LayerTree::new(), |tree, (name, seed)| tree.file(name, data(seed, LEN)));
+    same(&[lowers], |root, seen| {
+        // Served from both files at first.
+        both(&root.join("changed")).write_at(b"written", 600_000).unwrap();
+        fs::write(root.join("new"), data(9, LEN)).unwrap();
+        let mut room = vec![0_u8; (1 << 20) + 4096];
+        let start = room.as_ptr().align_offset(4096);
+        for name in ["large", "changed", "new"] {
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(root.join(name));
+            let file = file.unwrap();
+            for (kib, len_kib) in
+                [(0, 64), (4, 512), (512, 516), (0, 1024), (1024, 512), (1212, 64), (1276, 64)]
+            {
+                let place = &mut room[start..start + len_kib * 1024];
+                let got = file.read_at(place, kib * 1024).unwrap();
+                seen.note("direct", (kib, len_kib, got, sum(&place[..got])));
+            }
+            note_file(seen, &root.join(name));
+        }
+        // Several at once, and small requests between them.
+        std::thread::scope(|scope| {
+            let names = ["first", "second", "first"];
+            let readers = names.map(|name| scope.spawn(move || sum(&fs::read(root.join(name)).unwrap())));
+            for count in 0..50 {
+                fs::write(root.join(format!("small{count}")), b"small").unwrap();
+            }
+            seen.note("sums", readers.map(|reader| reader.join().unwrap()));
+        });
     });
 }
 

@@ -164,6 +164,27 @@ pub(crate) fn read(tree: &Tree, inode: &Arc<Inode>, offset: u64, buffer: &mut [u
     })
 }
 
+/// Calls `act` with the file that has the data at `offset`, and how many of the `size` bytes there are; not if they may be in
+/// two files.
+pub(crate) fn lend_data<T>(
+    tree: &Tree,
+    inode: &Arc<Inode>,
+    offset: u64,
+    size: usize,
+    act: impl FnOnce(BorrowedFd<'_>, usize) -> Option<T>,
+) -> Result<Option<T>> {
+    let lend = |file: BorrowedFd<'_>| {
+        let end = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
+        let len = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+        Ok(act(file, len.min(size)))
+    };
+    with_data(tree, inode, Access::Read, |data| match data {
+        Data::Lower(file) => file.lend(lend)?,
+        Data::Upper(file) if file.parts().is_none() => lend(file.fd.as_fd()),
+        Data::Upper(_) => Ok(None),
+    })
+}
+
 /// Writes all of `bytes` at `offset`.
 ///
 /// # Errors

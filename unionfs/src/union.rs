@@ -247,6 +247,16 @@ impl Union {
         file_io::read(&tree, &tree.table.get(node)?, offset, buffer)
     }
 
+    /// Calls `act` with the file that has the data at `offset`, and how many of the `size` bytes there are, while it serves
+    /// the node. None if they are not all in one file, or cannot be read: [`Union::read`] then says why.
+    pub fn lend_data<T, F>(&self, node: NodeId, offset: u64, size: usize, act: F) -> Option<T>
+    where
+        F: FnOnce(BorrowedFd<'_>, usize) -> Option<T>,
+    {
+        let tree = self.tree.enter();
+        file_io::lend_data(&tree, &tree.table.get(node).ok()?, offset, size, act).ok()?
+    }
+
     /// Writes all of `data`. `kill_suidgid`: the caller may not keep set-id bits.
     pub fn write(
         &self,

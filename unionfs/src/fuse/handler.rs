@@ -12,6 +12,7 @@ mod tests;
 mod weight;
 
 use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -110,8 +111,40 @@ impl Handler {
     /// Answers one request. A panic in the union is EIO for its caller: one broken request must not end the mount of
     /// a running container.
     pub fn dispatch(&self, header: &Header, request: &Request<'_>, out: &mut [u8]) -> Outcome {
+        self.guard(header, request, || self.answer(header, request, out))
+    }
+
+    /// As [`Handler::dispatch`]; but of a READ whose data are all in one file, `take` may take them: it is called with the
+    /// file, the offset and the length of the answer, and returns whether the answer is not to be put into `out`.
+    pub fn dispatch_lending(
+        &self,
+        header: &Header,
+        request: &Request<'_>,
+        out: &mut [u8],
+        take: impl FnOnce(BorrowedFd<'_>, u64, usize) -> bool,
+    ) -> Outcome {
+        self.guard(header, request, || {
+            if let Request::Read { offset, size, .. } = *request {
+                let size = usize::try_from(size).unwrap_or(usize::MAX);
+                let taken = self
+                    .union
+                    .lend_data(header.node, offset, size, |file, len| take(file, offset, len).then_some(len));
+                if let Some(len) = taken {
+                    return Ok(Outcome::Reply(len));
+                }
+            }
+            self.answer(header, request, out)
+        })
+    }
+
+    fn guard(
+        &self,
+        header: &Header,
+        request: &Request<'_>,
+        answer: impl FnOnce() -> Result<Outcome>,
+    ) -> Outcome {
         let timed = self.counters.begin(header.opcode);
-        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(header, request, out)));
+        let answer = catch_unwind(AssertUnwindSafe(answer));
         self.counters.end(timed);
         let error = match answer {
             Ok(Ok(outcome)) => return outcome,

@@ -7,8 +7,9 @@ use super::control::MountId;
 use crate::error::{Errno, Error, Result};
 use crate::sys;
 
-/// As large as the largest request.
-const KIBIBYTES: u64 = 1024;
+/// As large as the largest answer that goes through a pipe, and small enough that what was read is in a cache of the processor
+/// until it is used.
+const KIBIBYTES: u64 = 512;
 
 /// Raises the read-ahead of a mount, if this process may.
 ///

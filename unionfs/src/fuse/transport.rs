@@ -10,6 +10,7 @@ mod buffers;
 mod dev;
 mod disk;
 mod lead;
+mod pipe;
 mod placement;
 mod processors;
 mod quota;

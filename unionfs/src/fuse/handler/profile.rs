@@ -18,7 +18,7 @@ const PAGE: u32 = 4096;
 /// What is always wanted.
 ///
 /// Not among it: `POSIX_LOCKS` and `FLOCK_LOCKS`, because locks that the kernel keeps itself are right for a single
-/// mount and cost no request; splicing, because the copy costs less than the pipes; `ASYNC_DIO`, because the kernel does
+/// mount and cost no request; those about splicing, at which the kernel does not look; `ASYNC_DIO`, because the kernel does
 /// not drop pages when such a write ends, so what was read into them meanwhile would stay, and be old.
 const WANTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::BIG_WRITES)

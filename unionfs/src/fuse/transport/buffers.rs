@@ -7,6 +7,7 @@ use crate::fuse::handler::Outcome;
 use crate::fuse::wire::{OUT_HEADER_LEN, reply};
 
 use super::disk::DiskReads;
+use super::pipe::AnswerPipe;
 
 /// What a request needs beside its data: headers, names, extensions.
 const REQUEST_MARGIN: usize = 8192;
@@ -22,6 +23,8 @@ pub(super) struct Buffers {
     reply: Vec<u8>,
     /// Whether this thread lately waited for a disk.
     pub(super) disk: DiskReads,
+    /// For answers that are much data of one file.
+    pipe: AnswerPipe,
 }
 
 impl Buffers {
@@ -32,6 +35,7 @@ impl Buffers {
             request: vec![0; data + REQUEST_MARGIN],
             reply: vec![0; data + OUT_HEADER_LEN],
             disk: DiskReads::default(),
+            pipe: AnswerPipe::default(),
         }
     }
 
@@ -48,6 +52,15 @@ impl Buffers {
         )
     }
 
+    /// The request of `len` bytes, and where its answer goes: the buffer, or the pipe if that is filled.
+    pub(super) fn split_with_pipe(&mut self, len: usize) -> (&[u8], &mut [u8], &mut AnswerPipe) {
+        (
+            self.request.get(..len).unwrap_or_default(),
+            self.reply.get_mut(OUT_HEADER_LEN..).unwrap_or_default(),
+            &mut self.pipe,
+        )
+    }
+
     /// Where the answer goes.
     pub(super) fn answer(&mut self) -> &mut [u8] {
         self.reply.get_mut(OUT_HEADER_LEN..).unwrap_or_default()
@@ -55,6 +68,12 @@ impl Buffers {
 
     /// Sends what became of request `unique`.
     pub(super) fn send(&mut self, device: impl AsFd, unique: u64, outcome: Outcome) -> Result<()> {
+        if self.pipe.is_filled() {
+            if matches!(outcome, Outcome::Reply(_)) {
+                return self.pipe.send(device);
+            }
+            self.pipe.empty();
+        }
         match outcome {
             Outcome::Reply(len) => self.reply(device, unique, len),
             Outcome::Error(errno) => self.reply_error(device, unique, errno),

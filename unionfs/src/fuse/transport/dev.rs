@@ -3,7 +3,8 @@
 //! One thread at a time, the leader, waits on the device. It answers quick requests itself and goes on waiting, so a
 //! lone client is served by one warm thread. Before a request that may take long, and while requests come faster than
 //! one thread answers them, it gives the lead away first. A follower is a thread that waits for the lead. While a lone
-//! client waits there is mostly nothing to lead: then the lead is only lent.
+//! client waits there is mostly nothing to lead: then the lead is only lent. Who has answered something large does not
+//! follow but waits beside the leader for more of it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::awake::Vigil;
 use super::buffers::Buffers;
-use super::lead::{Held, Lead};
+use super::lead::{Held, Lead, Seat};
+use super::pipe::AnswerPipe;
 use super::placement::Placement;
 use super::processors::Processors;
 use crate::error::{Errno, Error, Result};
@@ -118,28 +120,55 @@ impl Pace {
     }
 }
 
+/// What one thread has for itself.
+struct Own {
+    buffers: Buffers,
+    placement: Placement,
+    /// The last request was a large one.
+    streams: bool,
+}
+
 impl<'env> Team<'env> {
     /// The life of one thread: follow, lead, answer, until the connection ends.
-    fn work<'scope>(&'env self, scope: &'scope Scope<'scope, 'env>, mut buffers: Buffers)
+    fn work<'scope>(&'env self, scope: &'scope Scope<'scope, 'env>, buffers: Buffers)
     where
         'env: 'scope,
     {
-        let mut placement = Placement::new();
-        let mut lead = None;
-        while let Some(mut held) = lead.take().or_else(|| self.follow()) {
+        let mut own = Own { buffers, placement: Placement::new(), streams: false };
+        let mut kept = None;
+        loop {
+            let seat = match kept.take() {
+                Some(held) => Seat::Lead(held),
+                None if own.streams => self.lead.sit(),
+                None => Seat::None,
+            };
+            let lead = match seat {
+                Seat::Lead(held) => Some(held),
+                Seat::Beside => None,
+                Seat::None => match self.follow() {
+                    Some(held) => Some(held),
+                    None => return,
+                },
+            };
             let start = Instant::now();
-            let len = match self.receive(&mut buffers) {
+            let len = match self.receive(&mut own.buffers) {
                 Ok(Some(len)) => len,
                 Ok(None) => return self.end(None),
                 Err(errno) => {
                     return self.end(Some(Error::new(errno).during("read requests from", "/dev/fuse")));
                 }
             };
-            held.known.came(start.elapsed());
-            if held.known.is_crowded() {
-                placement.leave();
-            }
-            lead = self.handle(scope, held, len, &mut buffers, &mut placement);
+            let lead = match lead {
+                Some(mut held) => {
+                    held.known.came(start.elapsed());
+                    if held.known.is_crowded() {
+                        own.placement.leave();
+                    }
+                    Some(held)
+                }
+                None => self.lead.rise(),
+            };
+            kept = self.handle(scope, lead, len, &mut own);
             self.vigil.served();
         }
     }
@@ -171,19 +200,18 @@ impl<'env> Team<'env> {
         }
     }
 
-    /// Answers the request of `len` bytes in the buffer. Returns the lead if it was kept.
+    /// Answers the request of `len` bytes in the buffer. Returns the lead if it was kept; without it another has it.
     fn handle<'scope>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
-        mut held: Held<'env, Pace>,
+        lead: Option<Held<'env, Pace>>,
         len: usize,
-        buffers: &mut Buffers,
-        placement: &mut Placement,
+        own: &mut Own,
     ) -> Option<Held<'env, Pace>>
     where
         'env: 'scope,
     {
-        let (message, answer) = buffers.split(len);
+        let (message, answer, pipe) = own.buffers.split_with_pipe(len);
         let (header, request) = match wire::parse(message, self.handler.config().setxattr_ext) {
             Ok(parsed) => parsed,
             Err(error) => {
@@ -192,39 +220,78 @@ impl<'env> Team<'env> {
                     tracing::error!("{error}");
                 }
                 if let Ok(header) = Header::parse(message) {
-                    self.send(buffers, header.unique, Outcome::Error(error.errno()));
+                    self.send(&mut own.buffers, header.unique, Outcome::Error(error.errno()));
                 }
-                return Some(held);
+                return lead;
             }
         };
+        let streamed = std::mem::replace(&mut own.streams, is_bulk(&request));
+        if streamed && own.streams {
+            // Its client uses what came before meanwhile, and needs the processor for that.
+            own.placement.leave();
+        }
+        let keeps = lead.and_then(|held| self.keep_lead(scope, held, &header, &request));
+        let Some(mut held) = keeps else {
+            let pause = waits_for_disk(&request).then(|| self.vigil.pause());
+            let outcome = self.dispatch(&header, &request, answer, pipe);
+            self.send(&mut own.buffers, header.unique, outcome);
+            drop(pause);
+            return None;
+        };
+        let start = Instant::now();
+        let outcome = self.handler.dispatch(&header, &request, answer);
+        if start.elapsed() > SLOW && own.buffers.disk.was_read() {
+            held.known.careful = CAREFUL;
+        }
+        self.send(&mut own.buffers, header.unique, outcome);
+        // After the answer: it costs the client nothing.
+        own.placement.served(header.pid);
+        Some(held)
+    }
+
+    /// Gives the lead away or lends it before a request during which others shall not wait; else returns it.
+    fn keep_lead<'scope>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        mut held: Held<'env, Pace>,
+        header: &Header,
+        request: &Request<'_>,
+    ) -> Option<Held<'env, Pace>>
+    where
+        'env: 'scope,
+    {
         let pace = &mut held.known;
         pace.asked_by(header.pid);
         let gives = pace.careful > 0
-            || is_bulk(&request)
-            || self.handler.waits_for_others(&request)
+            || is_bulk(request)
+            || self.handler.waits_for_others(request)
             || (pace.is_crowded() && self.has_room());
-        if gives || self.handler.may_take_long(&header, &request, false) {
-            if !gives && pace.has_one_client() && self.watch_loans(scope) {
-                held.lend(GRACE);
-            } else {
-                held.give();
-            }
-            self.call_follower(scope);
-            let pause = waits_for_disk(&request).then(|| self.vigil.pause());
-            let outcome = self.handler.dispatch(&header, &request, answer);
-            self.send(buffers, header.unique, outcome);
-            drop(pause);
-            return None;
+        if !gives && !self.handler.may_take_long(header, request, false) {
+            return Some(held);
         }
-        let start = Instant::now();
-        let outcome = self.handler.dispatch(&header, &request, answer);
-        if start.elapsed() > SLOW && buffers.disk.was_read() {
-            pace.careful = CAREFUL;
+        if !gives && pace.has_one_client() && self.watch_loans(scope) {
+            held.lend(GRACE);
+        } else {
+            held.give();
         }
-        self.send(buffers, header.unique, outcome);
-        // After the answer: it costs the client nothing.
-        placement.served(header.pid);
-        Some(held)
+        self.call_follower(scope);
+        None
+    }
+
+    /// Has the request answered, in `pipe` what is much data of one file.
+    fn dispatch(
+        &self,
+        header: &Header,
+        request: &Request<'_>,
+        answer: &mut [u8],
+        pipe: &mut AnswerPipe,
+    ) -> Outcome {
+        if !is_bulk(request) {
+            return self.handler.dispatch(header, request, answer);
+        }
+        self.handler.dispatch_lending(header, request, answer, |file, offset, len| {
+            len >= BULK && pipe.fill(header.unique, file, offset, len)
+        })
     }
 
     fn send(&self, buffers: &mut Buffers, unique: u64, outcome: Outcome) {
@@ -249,7 +316,7 @@ impl<'env> Team<'env> {
     where
         'env: 'scope,
     {
-        if self.followers.load(Ordering::Relaxed) > 0 {
+        if self.followers.load(Ordering::Relaxed) > 0 || self.lead.has_seated() {
             return;
         }
         let room = |threads: usize| (threads < MAX_THREADS).then_some(threads + 1);

@@ -3,22 +3,36 @@
 //! It is *given* away when somebody else shall go on at once, which wakes a thread, often on another processor. It is
 //! *lent* by who expects to be back soon: it stays where it is for a grace, and only then is given to a follower. Arming a
 //! timer for that wakes nobody.
+//!
+//! Beside the lead there are a few *seats*. Who has answered something large stays awake and waits on the device too, instead
+//! of for the lead. So a stream of large requests goes round between a few threads, none of which wakes another: the kernel
+//! wakes the one that waited longest. While somebody sits there the lead may stay vacant; who gets up takes it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::error::Errno;
 
+/// Seats beside the lead: with the leader enough to keep a stream going of which two requests are under way.
+const SEATS: usize = 2;
+
 /// The lead, with what its holder knows.
 #[derive(Debug)]
 pub(super) struct Lead<T> {
-    state: Mutex<State<T>>,
+    shared: Mutex<Shared<T>>,
     vacant: Condvar,
     /// Goes when the grace of the last loan is over.
     alarm: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    state: State<T>,
+    /// Threads that wait on the device without the lead.
+    seated: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +60,7 @@ impl<T: Copy> Held<'_, T> {
     /// Lends the lead: whoever comes first in the time of `grace` has it, then it is given away.
     pub(super) fn lend(mut self, grace: Duration) {
         self.left = true;
-        self.lead.leave(State::Lent(self.known));
+        drop(self.lead.leave(State::Lent(self.known)));
         if let Err(errno) = self.lead.wake_watch(grace) {
             tracing::warn!("no timer for a loan: {errno}");
             self.lead.call_in();
@@ -58,8 +72,7 @@ impl<T: Copy> Held<'_, T> {
 impl<T: Copy> Drop for Held<'_, T> {
     fn drop(&mut self) {
         if !self.left {
-            self.lead.leave(State::Vacant(self.known));
-            self.lead.vacant.notify_one();
+            self.lead.hand_on(self.known);
         }
     }
 }
@@ -72,27 +85,61 @@ impl<T: Copy> Lead<T> {
     /// What timerfd_create(2) answers.
     pub(super) fn new(known: T) -> Result<Self, Errno> {
         let alarm = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
-        Ok(Self { state: Mutex::new(State::Vacant(known)), vacant: Condvar::new(), alarm })
+        Ok(Self {
+            shared: Mutex::new(Shared { state: State::Vacant(known), seated: 0 }),
+            vacant: Condvar::new(),
+            alarm,
+        })
     }
 
     /// Waits for the lead; none: there is nothing to lead any more. One that is lent is there for who comes, but wakes nobody.
     pub(super) fn follow(&self) -> Option<Held<'_, T>> {
-        let mut state = self.state.lock();
+        let mut shared = self.shared.lock();
         loop {
-            match *state {
-                State::Lent(known) | State::Vacant(known) => {
-                    *state = State::Held;
-                    return Some(Held { lead: self, known, left: false });
-                }
-                State::Ended => return None,
-                State::Held => self.vacant.wait(&mut state),
+            if matches!(shared.state, State::Ended) {
+                return None;
             }
+            if let Some(held) = self.take(&mut shared) {
+                return Some(held);
+            }
+            self.vacant.wait(&mut shared);
         }
+    }
+
+    /// Takes the lead if nobody has it, else a seat beside it if one is free, which is left by [`Lead::rise`].
+    pub(super) fn sit(&self) -> Seat<'_, T> {
+        let mut shared = self.shared.lock();
+        if let Some(held) = self.take(&mut shared) {
+            return Seat::Lead(held);
+        }
+        if shared.seated >= SEATS || matches!(shared.state, State::Ended) {
+            return Seat::None;
+        }
+        shared.seated += 1;
+        Seat::Beside
+    }
+
+    /// Leaves a seat, to answer a request. Takes the lead if nobody has it, since then nobody may wait on the device now.
+    pub(super) fn rise(&self) -> Option<Held<'_, T>> {
+        let mut shared = self.shared.lock();
+        shared.seated = shared.seated.saturating_sub(1);
+        self.take(&mut shared)
+    }
+
+    /// Returns whether somebody waits on the device, or will at once, though the lead is vacant.
+    pub(super) fn has_seated(&self) -> bool {
+        self.shared.lock().seated > 0
+    }
+
+    fn take(&self, shared: &mut Shared<T>) -> Option<Held<'_, T>> {
+        let (State::Lent(known) | State::Vacant(known)) = shared.state else { return None };
+        shared.state = State::Held;
+        Some(Held { lead: self, known, left: false })
     }
 
     /// Ends all waiting, of followers and of the watch.
     pub(super) fn end(&self) {
-        *self.state.lock() = State::Ended;
+        self.shared.lock().state = State::Ended;
         self.vacant.notify_all();
         if let Err(errno) = self.wake_watch(Duration::from_nanos(1)) {
             tracing::error!("the thread that watches over loans stays: {errno}");
@@ -107,7 +154,7 @@ impl<T: Copy> Lead<T> {
                 tracing::error!("nobody watches over loans: {errno}");
                 return;
             }
-            if matches!(*self.state.lock(), State::Ended) {
+            if matches!(self.shared.lock().state, State::Ended) {
                 return;
             }
             self.call_in();
@@ -116,20 +163,27 @@ impl<T: Copy> Lead<T> {
 
     /// Gives away what is lent. The alarm of a loan that is over may come in the next one: then that ends early.
     fn call_in(&self) {
-        let mut state = self.state.lock();
-        if let State::Lent(known) = *state {
-            *state = State::Vacant(known);
-            drop(state);
+        let shared = self.shared.lock();
+        if let State::Lent(known) = shared.state {
+            drop(shared);
+            self.hand_on(known);
+        }
+    }
+
+    /// Leaves the lead to a follower, or to those who sit beside it.
+    fn hand_on(&self, known: T) {
+        if self.leave(State::Vacant(known)).seated == 0 {
             self.vacant.notify_one();
         }
     }
 
     /// Leaves the lead to others, unless all has ended meanwhile.
-    fn leave(&self, to: State<T>) {
-        let mut state = self.state.lock();
-        if !matches!(*state, State::Ended) {
-            *state = to;
+    fn leave(&self, to: State<T>) -> MutexGuard<'_, Shared<T>> {
+        let mut shared = self.shared.lock();
+        if !matches!(shared.state, State::Ended) {
+            shared.state = to;
         }
+        shared
     }
 
     fn wake_watch(&self, after: Duration) -> Result<(), Errno> {
@@ -141,6 +195,16 @@ impl<T: Copy> Lead<T> {
         let time = Itimerspec { it_interval: once, it_value: after };
         rustix::time::timerfd_settime(self.alarm.as_fd(), TimerfdTimerFlags::empty(), &time).map(|_| ())
     }
+}
+
+/// What a thread that has answered something large gets.
+#[derive(Debug)]
+pub(super) enum Seat<'a, T: Copy> {
+    Lead(Held<'a, T>),
+    /// It waits on the device beside the leader.
+    Beside,
+    /// It is to follow.
+    None,
 }
 
 #[cfg(test)]
@@ -207,6 +271,25 @@ mod tests {
             }
         });
         assert_eq!(got, Some(7));
+    }
+
+    #[test]
+    fn who_sits_beside_takes_the_lead_that_nobody_was_woken_for() {
+        let lead = Lead::new(7).unwrap();
+        let first = lead.follow().unwrap();
+        for _ in 0..SEATS {
+            assert!(matches!(lead.sit(), Seat::Beside));
+        }
+        assert!(matches!(lead.sit(), Seat::None), "all seats are taken");
+        assert!(lead.rise().is_none(), "somebody has the lead");
+        assert!(lead.has_seated());
+        first.give();
+        let Some(held) = lead.rise() else { panic!("nobody has the lead") };
+        assert!(!lead.has_seated());
+        held.give();
+        assert!(matches!(lead.sit(), Seat::Lead(held) if held.known == 7));
+        lead.end();
+        assert!(matches!(lead.sit(), Seat::None));
     }
 
     #[test]
