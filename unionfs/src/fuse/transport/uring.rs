@@ -51,6 +51,9 @@ const SLOW: Duration = Duration::from_micros(200);
 /// For how many requests a slow answer has reads handed to workers.
 const CAREFUL: u32 = 64;
 
+/// So many times a queue's thread may be woken elsewhere before it is moved to its processor.
+const UNBOUND: u32 = 8;
+
 /// The pause after a system call failed for want of something.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -148,10 +151,11 @@ fn prepare_queue(
 
 /// The life of a queue's thread.
 fn queue_thread(queue: u16, ring: Ring, waker: OwnedFd, started: &Receiver<Start>) {
-    pin(queue);
     let Ok((handler, workers, vigil)) = started.recv() else { return };
     let outbox = Arc::new(Outbox { finished: Mutex::default(), waker });
     let mut queue = Queue {
+        processor: usize::from(queue),
+        place: Place::Any(UNBOUND),
         ring,
         outbox,
         handler,
@@ -167,9 +171,8 @@ fn queue_thread(queue: u16, ring: Ring, waker: OwnedFd, started: &Receiver<Start
 
 /// Keeps this thread on the queue's processor. A processor that is not there, or not allowed, has no callers that
 /// would wait for the queue, so any other will do.
-fn pin(processor: u16) {
+fn pin(processor: usize) {
     let mut set = CpuSet::new();
-    let processor = usize::from(processor);
     if processor >= CpuSet::MAX_CPU {
         return;
     }
@@ -224,8 +227,19 @@ enum Weight {
     WaitsForDisk,
 }
 
+/// Where a queue's thread runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Wherever it was started or woken, for so many events at most.
+    Any(u32),
+    /// On its processor.
+    Bound,
+}
+
 /// One processor's queue.
 struct Queue {
+    processor: usize,
+    place: Place,
     ring: Ring,
     outbox: Arc<Outbox>,
     handler: Arc<Handler>,
@@ -259,9 +273,22 @@ impl Queue {
                     std::thread::sleep(PAUSE);
                 }
             }
+            self.find_place();
             while let Some(event) = self.ring.next() {
                 self.take(event);
             }
+        }
+    }
+
+    /// Binds this thread to its processor as soon as it is there, since the caller that wakes it is. To move it takes longer than
+    /// to answer a request, and whoever has just mounted waits for the first answers.
+    fn find_place(&mut self) {
+        let Place::Any(left) = self.place else { return };
+        if left == 0 || rustix::thread::sched_getcpu() == self.processor {
+            pin(self.processor);
+            self.place = Place::Bound;
+        } else {
+            self.place = Place::Any(left - 1);
         }
     }
 
