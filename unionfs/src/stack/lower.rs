@@ -73,7 +73,7 @@ pub(crate) struct LowerLayer {
     pub(crate) handles_last: bool,
     /// They hold inode numbers where `ondisk::origin` looks for them.
     pub(crate) handles_have_numbers: bool,
-    /// The file system can protect files by fs-verity.
+    /// The file system can protect files by fs-verity, and that is asked for.
     pub(crate) has_verity: bool,
     /// Of an upper that is only read.
     index: Option<LayerIndex>,

@@ -76,13 +76,16 @@ impl Workdir {
         let notice = lock(locked.as_fd()).then_some(
             "workdir is in use by another mount; changing both gives undefined results".to_owned(),
         );
-        match rustix::fs::mkdirat(&locked, WORK, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let is_new = match rustix::fs::mkdirat(&locked, WORK, Mode::from_raw_mode(0o700)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(Error::new(errno).during("make the directory work in workdir", bytes)),
-        }
+        };
         let work = sys::open_at(locked.as_fd(), WORK, OFlags::RDONLY | OFlags::DIRECTORY, 0)
             .map_err(|e| Error::new(e).during("open the directory work in workdir", bytes))?;
-        refuse_incompatible(work.as_fd())?;
+        if !is_new {
+            refuse_incompatible(work.as_fd())?;
+        }
         let salt = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let salt = (salt.tv_sec.cast_unsigned() << 30) ^ salt.tv_nsec.cast_unsigned();
         // For the sweep: what it removes may have attributes beside it.
@@ -91,7 +94,7 @@ impl Workdir {
         let file_system = rustix::fs::fstatfs(&work)?.f_type;
         let shared = notice.is_some();
         let workdir = Self { locked, work, next: AtomicU64::new(0), salt, attributes, shared, file_system };
-        if notice.is_none() {
+        if notice.is_none() && !is_new {
             workdir.sweep()?;
         }
         Ok((workdir, notice))

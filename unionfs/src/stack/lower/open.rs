@@ -10,7 +10,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::LowerLayer;
 use crate::error::{Errno, Error, Result};
 use crate::ondisk::origin;
-use crate::options::{MountOptions, UuidPolicy};
+use crate::options::{MountOptions, UuidPolicy, Verity};
 use crate::stack::mount_ids::{MountIds, MountTable};
 use crate::stack::owners::Owners;
 use crate::sys::{self, Stat};
@@ -220,10 +220,11 @@ impl<'a> Opener<'a> {
             // Another layer of it may be readable.
             return FileSystem { handles_last, handles_have_numbers, ..FileSystem::default() };
         };
-        let has_verity = !matches!(
-            sys::verity::measure(readable.as_fd()),
-            Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS)
-        );
+        let knows_verity = || {
+            let measured = sys::verity::measure(readable.as_fd());
+            !matches!(measured, Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS))
+        };
+        let has_verity = self.options.verity != Verity::Off && knows_verity();
         let stores_uuid = !matches!(self.options.uuid, UuidPolicy::Off | UuidPolicy::Null);
         let uuid = if stores_uuid { sys::handle::file_system_uuid(readable.as_fd()) } else { Ok([0; 16]) };
         let uuid = uuid.unwrap_or_default();
