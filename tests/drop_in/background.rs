@@ -67,6 +67,26 @@ fn exit_0_means_that_the_mount_is_live_and_the_output_ends() {
 }
 
 #[test]
+fn what_the_caller_left_open_is_closed_by_the_daemon() {
+    require!(Fuse, Union);
+    let place = place(1);
+    // The output has another name, which no program knows of; it ends when nobody holds that any more.
+    let output = Command::new("timeout")
+        .args(["20", "sh", "-c", "exec 7>&1; exec \"$@\" 9<&0", "sh"])
+        .arg(e2e::mounted::union_program())
+        .arg("-o")
+        .arg(place.layers.options())
+        .arg(&place.layers.target)
+        .output()
+        .unwrap();
+    let mount = Unmount(place.layers.target.clone());
+    assert!(output.status.success(), "{output:?}");
+    // Live although the output has ended.
+    assert_eq!(std::fs::read(place.layers.target.join("f0")).unwrap(), b"from 0");
+    drop(mount);
+}
+
+#[test]
 fn every_form_of_the_command_line_mounts() {
     require!(Fuse, Union);
     for words in [

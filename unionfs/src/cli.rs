@@ -15,18 +15,21 @@ mod tools;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::fuse::auto_unmount::Watched;
-use crate::fuse::daemon::{self, Inherited, Leave, Leaver, Mounted, Prepared, Side};
+use crate::fuse::daemon::{self, Leave, Leaver, Mounted, Prepared, Side};
 use crate::fuse::mount;
 use crate::fuse::session::{Greeted, raise_open_files_limit};
 use crate::options::{MountOptions, Warning, Whiteouts};
 use crate::store;
+use crate::sys;
 use crate::union::Union;
 
 /// The name in front of each message.
@@ -89,11 +92,10 @@ type Failure = Box<dyn std::error::Error>;
 
 /// Runs the command with the arguments of this process.
 pub fn main() -> ExitCode {
-    let inherited = Inherited::at_start();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let done = match (beside_mounting(&arguments), arguments.split_first()) {
         (Some(run), Some((_, rest))) => run(rest),
-        _ => mount_or_tell(arguments, inherited),
+        _ => mount_or_tell(arguments),
     };
     done.unwrap_or_else(|error| {
         complain(&error);
@@ -101,11 +103,11 @@ pub fn main() -> ExitCode {
     })
 }
 
-fn mount_or_tell(arguments: Vec<OsString>, inherited: Inherited) -> Result<ExitCode, Failure> {
+fn mount_or_tell(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     match parse(arguments)? {
         Command::Help => print(USAGE.as_bytes()),
         Command::Version => print(version().as_bytes()),
-        Command::Mount(typed) => start(typed, inherited),
+        Command::Mount(typed) => start(typed),
     }
 }
 
@@ -190,7 +192,7 @@ fn version() -> String {
 }
 
 /// Makes and serves the mount, here or in a daemon.
-fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
+fn start(typed: Typed) -> Result<ExitCode, Failure> {
     let (mut options, mut warnings) = MountOptions::parse(&typed.options)?;
     let mountpoint = typed.mountpoint.ok_or_else(|| format!("no mount point given (see {NAME} --help)"))?;
     if options.remount {
@@ -205,16 +207,21 @@ fn start(typed: Typed, inherited: Inherited) -> Result<ExitCode, Failure> {
     prepare_process();
     daemon::share_heaps();
     let mountpoint = PathBuf::from(mountpoint);
-    let stays = typed.foreground || options.debug;
-    serve(&mountpoint, options, (!stays).then_some(inherited))
+    let server = if typed.foreground || options.debug { Serving::Here } else { Serving::InDaemon };
+    serve(&mountpoint, options, server)
 }
 
-/// Opens the layers, mounts, and serves until the mount ends; in a daemon, which closes what is `inherited`, if that is given.
-fn serve(
-    mountpoint: &Path,
-    mut options: MountOptions,
-    inherited: Option<Inherited>,
-) -> Result<ExitCode, Failure> {
+/// Which process serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serving {
+    /// The one that was started.
+    Here,
+    /// A child of it, which stays when that one has ended.
+    InDaemon,
+}
+
+/// Opens the layers, mounts, and serves until the mount ends.
+fn serve(mountpoint: &Path, mut options: MountOptions, serving: Serving) -> Result<ExitCode, Failure> {
     log::start(options.debug);
     let place = Place::of(mountpoint)?;
     place.hide_from_layers(&mut options);
@@ -239,7 +246,7 @@ fn serve(
         }
         let prepared = Prepared::of(mounted.clone(), runtime_directory().as_deref());
         let greeted = Greeted::by_kernel(device, &options)?;
-        let (greeted, leaver) = stay(greeted, inherited)?;
+        let (greeted, leaver) = stay(greeted, serving)?;
         let server = greeted.serve(Arc::clone(&union), &options)?;
         Ok(daemon::run(server, union, prepared, leaver)?)
     });
@@ -250,22 +257,23 @@ fn serve(
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Goes on in a daemon, if what is `inherited` is given, which the daemon closes; the process that was started ends here. What
-/// can fail is done by then, so that its caller has to wait for nobody.
-fn stay(greeted: Greeted, inherited: Option<Inherited>) -> Result<(Greeted, Leaver), Failure> {
-    let Some(inherited) = inherited else { return Ok((greeted, Leaver::Foreground)) };
+/// Goes on in a daemon, if one is to serve; the process that was started ends here. What can fail is done by then, so that its
+/// caller has to wait for nobody.
+fn stay(greeted: Greeted, serving: Serving) -> Result<(Greeted, Leaver), Failure> {
+    if serving == Serving::Here {
+        return Ok((greeted, Leaver::Foreground));
+    }
     let leave = if greeted.may_be_refused() { Leave::WhenServing } else { Leave::AtOnce };
     match daemon::split(leave)? {
         Side::Parent(waiter) => {
-            // With the device: else it would wait for ever for the answer of a daemon that was killed.
-            drop(greeted);
+            if leave == Leave::WhenServing {
+                // With the device: else it would wait for ever for the answer of a daemon that was killed.
+                drop(greeted);
+            }
             // By exit: what both processes have open is the daemon's, and nothing of it ends here.
             std::process::exit(waiter.wait())
         }
-        Side::Daemon(leaver) => {
-            inherited.close();
-            Ok((greeted, leaver))
-        }
+        Side::Daemon(leaver) => Ok((greeted, leaver)),
     }
 }
 
@@ -289,11 +297,12 @@ impl Place {
             return Ok(Self::Connected(device));
         }
         let shown = mountpoint.as_os_str().as_bytes().escape_ascii();
-        let target = std::fs::canonicalize(mountpoint).and_then(|target| {
-            let is_dir = std::fs::metadata(&target)?.is_dir();
-            if is_dir { Ok(target) } else { Err(std::io::Error::from_raw_os_error(libc::ENOTDIR)) }
-        });
-        target.map(Self::Directory).map_err(|error| format!("cannot mount on \"{shown}\": {error}").into())
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = sys::retry(|| rustix::fs::open(mountpoint, flags, Mode::empty()));
+        let target = directory.map(|directory| sys::real_path(directory.as_fd(), mountpoint));
+        target
+            .map(Self::Directory)
+            .map_err(|errno| format!("cannot mount on \"{shown}\": {}", std::io::Error::from(errno)).into())
     }
 
     /// Starts the process that takes the mount away when this one has ended, where the options say so.
@@ -328,7 +337,7 @@ impl Place {
 
 /// Sets what the process as a whole needs: many descriptors, and no umask, because modes come from requests.
 fn prepare_process() {
-    rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(Mode::empty());
     if let Err(errno) = raise_open_files_limit() {
         complain(&format!("cannot raise the limit of open files: {errno}"));
     }

@@ -36,22 +36,6 @@ const GRACE: Duration = Duration::from_secs(2);
 /// What the child sends when it serves.
 const SERVES: u8 = b'1';
 
-/// The descriptors that the caller of this program left open for it.
-#[derive(Debug)]
-pub struct Inherited(sys::Inherited);
-
-impl Inherited {
-    /// Lists them. To be called before this process opens any.
-    pub fn at_start() -> Self {
-        Self(sys::Inherited::at_start())
-    }
-
-    /// Closes them, so that nobody waits for their other ends.
-    pub fn close(self) {
-        self.0.close();
-    }
-}
-
 /// A mount that this process has made.
 #[derive(Clone, Debug)]
 pub struct Mounted {
@@ -168,8 +152,10 @@ pub fn split(leave: Leave) -> Result<Side> {
         (Some(_), None) => Side::Parent(Waiter(None)),
         (Some(child), Some((reader, _))) => Side::Parent(Waiter(Some((File::from(reader), child)))),
         (None, None) => {
+            // Before anything else: a caller that reads to the end of a pipe waits for this.
+            leave_standard_streams()?;
             leave_old_session()?;
-            Side::Daemon(Leaver::AtOnce)
+            Side::Daemon(Leaver::Left)
         }
         (None, Some((_, writer))) => Side::Daemon(Leaver::WhenServing(File::from(writer))),
     })
@@ -202,34 +188,30 @@ impl Waiter {
 pub enum Leaver {
     /// There is nobody to leave: the server is in the foreground.
     Foreground,
-    /// It has gone on.
-    AtOnce,
+    /// It was left and has gone on.
+    Left,
     /// It waits for the other end of this.
     WhenServing(File),
 }
 
 impl Leaver {
-    /// Gives up the session and standard streams, and tells a waiting parent that the mount is usable.
+    /// Gives up the session and standard streams, and tells a parent that waits for that that the mount is usable.
     ///
     /// # Errors
     ///
     /// EPIPE if nobody waits any more: the mount is then not wanted.
     fn leave(self) -> Result<()> {
-        let waits = match self {
-            Self::Foreground => return Ok(()),
-            Self::AtOnce => None,
-            Self::WhenServing(writer) => Some(writer),
-        };
-        if waits.is_some() {
-            start_session()?;
-        }
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        let null = null.map_err(|errno| Error::new(errno).during("open", "/dev/null"))?;
-        redirect_standard_streams(null)
-            .map_err(|errno| Error::new(errno).during("redirect", "standard streams"))?;
-        let Some(mut writer) = waits else { return Ok(()) };
+        let Self::WhenServing(mut writer) = self else { return Ok(()) };
+        start_session()?;
+        leave_standard_streams()?;
         writer.write_all(&[SERVES]).map_err(|error| Error::from(error).during("report to", "parent"))
     }
+}
+
+fn leave_standard_streams() -> Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let null = null.map_err(|errno| Error::new(errno).during("open", "/dev/null"))?;
+    redirect_standard_streams(null).map_err(|errno| Error::new(errno).during("redirect", "standard streams"))
 }
 
 fn start_session() -> Result<()> {
@@ -328,7 +310,8 @@ struct Watched {
     end: Condvar,
 }
 
-/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver` when signals are taken.
+/// Serves until the mount ends, by itself or by a signal; leaves the caller through `leaver`, and closes what it left open for
+/// this program.
 ///
 /// # Errors
 ///
@@ -346,19 +329,25 @@ pub fn run(server: Server, union: Arc<Union>, prepared: Prepared, leaver: Leaver
         ended: Mutex::new(false),
         end: Condvar::new(),
     });
-    let on_signal = Arc::clone(&watched);
-    match start("signals", move || on_signal.take_signals()) {
+    let watching = Arc::clone(&watched);
+    let leaves = !matches!(leaver, Leaver::Foreground);
+    // To close descriptors, and to start the next thread, takes longer than to answer a request, and somebody waits for the
+    // first answer: so this thread does it.
+    let watch = move || {
+        if leaves {
+            sys::close_inherited();
+        }
+        watching.watch();
+    };
+    match start("signals", watch) {
         // Whoever has mounted was told that the mount is there. It is, and can be unmounted.
-        Err(error) if matches!(leaver, Leaver::AtOnce) => tracing::error!("no signal is taken: {error}"),
+        Err(error) if matches!(leaver, Leaver::Left) => {
+            tracing::error!("no signal is taken: {error}");
+            sys::close_inherited();
+        }
         done => done?,
     }
-    let result = leaver.leave().and_then(|()| {
-        let commanded = Arc::clone(&watched);
-        if let Err(error) = start("control", move || commanded.take_commands()) {
-            tracing::warn!("no command is answered: {error}");
-        }
-        server.run()
-    });
+    let result = leaver.leave().and_then(|()| server.run());
     watched.stop_listening();
     *watched.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
     watched.end.notify_all();
@@ -371,6 +360,15 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 impl Watched {
+    /// Takes commands, in a thread of its own, and signals.
+    fn watch(self: Arc<Self>) {
+        let commanded = Arc::clone(&self);
+        if let Err(error) = start("control", move || commanded.take_commands()) {
+            tracing::warn!("no command is answered: {error}");
+        }
+        self.take_signals();
+    }
+
     fn take_commands(&self) {
         if let Some(mounted) = &self.mounted {
             mounted.read_further_ahead();

@@ -6,35 +6,37 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
-
-/// The descriptors above standard error that this process was started with.
-#[derive(Debug)]
-pub(super) struct Inherited(Vec<RawFd>);
+use rustix::io::FdFlags;
 
 /// Highest descriptor looked at where /proc cannot tell.
 const LAST_GUESSED: RawFd = 1023;
 
-impl Inherited {
-    /// Lists the open descriptors. To be called before this process opens any, or by a forked child that neither uses nor drops
-    /// what it has from its parent.
-    pub(super) fn at_start() -> Self {
-        let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
-            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-            names.filter_map(|name| name.parse().ok()).collect::<Vec<RawFd>>()
-        });
-        let mut open = listed.unwrap_or_else(|_| (0..=LAST_GUESSED).collect());
-        // The directory's own descriptor is on the list and closed again by now.
-        open.retain(|&fd| fd > libc::STDERR_FILENO && duplicate(fd).is_ok());
-        Self(open)
-    }
+/// Lists the descriptors above standard error whose flags `wanted` accepts.
+fn list_open(wanted: impl Fn(FdFlags) -> bool) -> Vec<RawFd> {
+    let listed = std::fs::read_dir("/proc/self/fd").map(|entries| {
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.parse().ok()).collect::<Vec<RawFd>>()
+    });
+    let mut open = listed.unwrap_or_else(|_| (0..=LAST_GUESSED).collect());
+    // The directory's own descriptor is on the list and closed again by now.
+    open.retain(|&fd| fd > libc::STDERR_FILENO && flags(fd).is_ok_and(&wanted));
+    open
+}
 
-    /// Closes them all.
-    pub(super) fn close(self) {
-        for fd in self.0 {
-            // JUSTIFICATION: a caller that reads a pipe to its end waits for every copy of the writing side.
-            // SAFETY: the number was open before this process opened anything, so no value that is used or dropped owns it.
-            unsafe { rustix::io::close(fd) };
-        }
+fn flags(fd: RawFd) -> rustix::io::Result<FdFlags> {
+    // JUSTIFICATION: a list of what is open has numbers.
+    // SAFETY: the number is above standard error, and is borrowed for one call that fails with EBADF if it is not open.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Closes the descriptors above standard error that the caller of this program left open for it: those that are not closed on
+/// exec. All that this program opens are, but for the end of a socket that fusermount3 gets, which is closed before anybody
+/// serves.
+pub(super) fn close_inherited() {
+    for fd in list_open(|flags| !flags.contains(FdFlags::CLOEXEC)) {
+        // JUSTIFICATION: a caller that reads a pipe to its end waits for every copy of the writing side.
+        // SAFETY: it was open before this program opened anything, so no value owns it, nor can another thread get its number.
+        unsafe { rustix::io::close(fd) };
     }
 }
 
@@ -73,9 +75,13 @@ pub(super) fn share_heaps() {}
 /// To be called in a process that ends without returning to the owners of the others.
 pub(super) fn keep_only(kept: &[BorrowedFd<'_>]) {
     // Not by close_range(2): before Linux 5.9 nothing would be closed.
-    let mut others = Inherited::at_start();
-    others.0.retain(|&fd| kept.iter().all(|kept| kept.as_raw_fd() != fd));
-    others.close();
+    for fd in list_open(|_| true) {
+        if kept.iter().all(|kept| kept.as_raw_fd() != fd) {
+            // JUSTIFICATION: nobody is to wait for the other end of what this process does not use.
+            // SAFETY: the owners of all but `kept` are neither used nor dropped, as the caller promises.
+            unsafe { rustix::io::close(fd) };
+        }
+    }
 }
 
 /// Forgets a signal that waits to be taken.
