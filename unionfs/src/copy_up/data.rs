@@ -106,8 +106,8 @@ impl DataCopy<'_> {
     }
 
     /// Returns where to put marks, if the file may have them: under one name, because below another one the data would not
-    /// be found; and only if this process may read them and take them away again. In a sidecar they would cost as much as the data, and a
-    /// digest would be missing beside them.
+    /// be found; and only if this process may read them and take them away again. In a sidecar they would cost as much as
+    /// the data, and a digest would be missing beside them.
     fn marks(&self) -> Option<Namespace> {
         let privileged = self.upper.features.chown || !self.upper.owners.are_inodes();
         let removable = privileged || self.mode & 0o600 == 0o600;
