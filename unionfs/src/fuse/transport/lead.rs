@@ -163,16 +163,23 @@ impl<T: Copy> Lead<T> {
 
     /// Gives away what is lent. The alarm of a loan that is over may come in the next one: then that ends early.
     fn call_in(&self) {
-        let shared = self.shared.lock();
+        let mut shared = self.shared.lock();
         if let State::Lent(known) = shared.state {
-            drop(shared);
-            self.hand_on(known);
+            shared.state = State::Vacant(known);
+            self.call(shared);
         }
     }
 
     /// Leaves the lead to a follower, or to those who sit beside it.
     fn hand_on(&self, known: T) {
-        if self.leave(State::Vacant(known)).seated == 0 {
+        self.call(self.leave(State::Vacant(known)));
+    }
+
+    /// Wakes a follower for a lead that is vacant, unless somebody sits beside it.
+    fn call(&self, shared: MutexGuard<'_, Shared<T>>) {
+        let nobody_sits = shared.seated == 0;
+        drop(shared);
+        if nobody_sits {
             self.vacant.notify_one();
         }
     }
