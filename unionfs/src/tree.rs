@@ -220,12 +220,6 @@ impl Tree {
         stat
     }
 
-    /// Returns how many blocks a lower file has.
-    fn lower_blocks(&self, file: &LowerName) -> Result<u64> {
-        let layer = self.stack.lower(&file.dir)?;
-        Ok(layer.stat(&self.stack.fds, &file.dir, file.name.as_bytes())?.blocks)
-    }
-
     /// Returns the attributes of the object itself.
     pub(crate) fn own_stat(&self, inode: &Inode) -> Result<Stat> {
         let owners = self.stack.upper_owners();
@@ -417,7 +411,7 @@ impl Tree {
             own => data.or(own),
         };
         if let Some(data) = &data {
-            stat.blocks = self.lower_blocks(data).unwrap_or(stat.blocks);
+            stat.blocks = self.stack.stat_of(data).map_or(stat.blocks, |data| data.blocks);
         }
         let blocks = stat.blocks;
         if upper.is_some() {

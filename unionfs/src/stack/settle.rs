@@ -167,15 +167,6 @@ pub(crate) fn revert(
     }
 }
 
-/// What a file that a server left behind is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Settled {
-    /// Whole: its own data counts.
-    Whole,
-    /// A metacopy: the lower's data counts.
-    Old,
-}
-
 /// Decides what becomes of a file `name` in `dir` that a server left behind on the upper, and does it. `lower` has the
 /// data that it had before.
 pub(crate) fn settle(
@@ -184,18 +175,19 @@ pub(crate) fn settle(
     (attributes, namespace, durability): (&Attributes, Namespace, Durability),
     whole: bool,
     lower: &Stat,
-) -> Result<Settled> {
+) -> Result<()> {
     let file = open(dir, name)?;
-    let settled = if whole { Settled::Whole } else { Settled::Old };
-    let done = match settled {
-        Settled::Whole => write_back(file.fd.as_fd(), durability)
-            .and_then(|()| unmark(attributes, file.fd.as_fd(), namespace, MARKS)),
-        Settled::Old => revert(attributes, file.fd.as_fd(), namespace, lower),
+    let done = if whole {
+        write_back(file.fd.as_fd(), durability)
+            .and_then(|()| unmark(attributes, file.fd.as_fd(), namespace, MARKS))
+    } else {
+        revert(attributes, file.fd.as_fd(), namespace, lower)
     };
     file.restore()?;
     done?;
-    tracing::info!("{}: left unfinished by another server, now {settled:?}", name.escape_ascii());
-    Ok(settled)
+    let now = if whole { "whole" } else { "the file below again" };
+    tracing::info!("{}: left unfinished by another server, now {now}", name.escape_ascii());
+    Ok(())
 }
 
 /// A file opened for writing, with the mode to give back.

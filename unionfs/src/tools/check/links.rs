@@ -1,5 +1,6 @@
-//! The index: entries that no name leads to or that were left unfinished, and numbers of links below that of the names: with such a number the entry would
-//! go before its last name does. A greater one is right where a layer hides names of a file in a layer below it.
+//! The index: entries that no name leads to or that were left unfinished, and numbers of links below that of the names: with
+//! such a number the entry would go before its last name does. A greater one is right where a layer hides names of a file in a
+//! layer below it.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -43,7 +43,7 @@ pub(super) fn settle(
     let namespace = report.namespace;
     report.fault(left.path, "was left unfinished by a killed server", how, || {
         let how = (attributes, namespace, Durability::of(left.dir)?);
-        settle::settle(left.dir, left.name, how, whole, &below).map(drop)
+        settle::settle(left.dir, left.name, how, whole, &below)
     });
     Ok(())
 }
