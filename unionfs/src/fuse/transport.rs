@@ -14,6 +14,7 @@ mod pipe;
 mod placement;
 mod processors;
 mod quota;
+mod readers;
 mod running;
 mod sys;
 mod uring;

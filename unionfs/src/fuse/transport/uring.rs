@@ -20,6 +20,8 @@ use rustix::thread::CpuSet;
 
 use super::awake::{Pause, Vigil};
 use super::disk::DiskReads;
+use super::processors::Processors;
+use super::readers::{Means, Readers};
 use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
 use super::workers::Workers;
 use crate::error::{Errno, Error, Result};
@@ -43,7 +45,7 @@ const SHORT_ANSWER: usize = 128;
 
 /// A read of this size or more, of those that the kernel makes ahead of the caller, takes longer than to hand it over: on
 /// another processor it is read while the caller uses what was read before.
-const BULK_READ: u32 = 512 << 10;
+const LARGE_READ: u32 = 512 << 10;
 
 /// An answer that took longer may have waited for a disk.
 const SLOW: Duration = Duration::from_micros(200);
@@ -55,7 +57,7 @@ const CAREFUL: u32 = 64;
 const UNBOUND: u32 = 8;
 
 /// The pause after a system call failed for want of something.
-const PAUSE: Duration = Duration::from_millis(1);
+pub(super) const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a queue's thread needs to start: who answers, now or later, and who is told of it.
 type Start = (Arc<Handler>, Arc<Workers>, Arc<Vigil>);
@@ -137,36 +139,48 @@ fn count_processors(list: &str) -> Option<u16> {
 
 /// Makes the ring of a queue, and its thread.
 fn prepare_queue(
-    device: &OwnedFd,
+    device: &Arc<OwnedFd>,
     queue: u16,
     payload_len: usize,
 ) -> Result<(Sender<Start>, JoinHandle<()>)> {
     let waker = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let ring = Ring::new(device.as_fd(), waker.as_fd(), queue, DEPTH, payload_len)?;
+    let ring = Ring::new(device.as_fd(), Some(waker.as_fd()), DEPTH)?;
+    let entries = Entry::all(queue, DEPTH, payload_len)?;
     let (start, started) = channel();
-    let life = move || queue_thread(queue, ring, waker, &started);
+    let made =
+        Made { device: Arc::clone(device), places: Processors::of_this_thread(), ring, entries, waker };
+    let life = move || queue_thread(queue, made, &started);
     let thread = std::thread::Builder::new().name(format!("fuse-{queue}")).spawn(life)?;
     Ok((start, thread))
 }
 
+/// What is made for a queue before anybody has agreed on io_uring.
+struct Made {
+    device: Arc<OwnedFd>,
+    places: Processors,
+    ring: Ring,
+    entries: Vec<Entry>,
+    waker: OwnedFd,
+}
+
 /// The life of a queue's thread.
-fn queue_thread(queue: u16, ring: Ring, waker: OwnedFd, started: &Receiver<Start>) {
+fn queue_thread(queue: u16, made: Made, started: &Receiver<Start>) {
+    let Made { device, places, ring, entries, waker } = made;
     let Ok((handler, workers, vigil)) = started.recv() else { return };
-    let outbox = Arc::new(Outbox { finished: Mutex::default(), waker });
+    let outbox = Arc::new(Outbox { returned: Mutex::default(), waker });
     let mut queue = Queue {
         processor: usize::from(queue),
         place: Place::Any(UNBOUND),
         ring,
-        outbox,
-        handler,
         workers,
-        vigil,
+        means: Means { device, handler, vigil, places, outbox },
+        readers: Readers::default(),
         scratch: Vec::new(),
         pending: 0,
         careful: 0,
         disk: DiskReads::default(),
     };
-    queue.serve();
+    queue.serve(entries);
 }
 
 /// Keeps this thread on the queue's processor. A processor that is not there, or not allowed, has no callers that
@@ -184,36 +198,46 @@ fn pin(processor: usize) {
 
 /// An answer that a worker has written.
 #[derive(Debug)]
-struct Finished {
-    entry: Entry,
-    commit_id: u64,
+pub(super) struct Finished {
+    pub(super) entry: Entry,
+    pub(super) commit_id: u64,
     /// What holds until it is on its way.
-    pause: Option<Pause>,
+    pub(super) pause: Option<Pause>,
 }
 
-/// Where workers put finished answers.
+/// What becomes of an entry that another thread had.
 #[derive(Debug)]
-struct Outbox {
-    finished: Mutex<Vec<Finished>>,
+pub(super) enum Returned {
+    Finished(Finished),
+    /// It has a request that the other thread does not answer.
+    Unanswered(Entry),
+    /// It is of no more use.
+    Lost(Errno),
+}
+
+/// Where other threads put a queue's entries.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    returned: Mutex<Vec<Returned>>,
     waker: OwnedFd,
 }
 
 impl Outbox {
-    fn put(&self, finished: Finished) {
-        self.finished.lock().push(finished);
+    pub(super) fn put(&self, returned: Returned) {
+        self.returned.lock().push(returned);
         if let Err(errno) = rustix::io::write(&self.waker, &1_u64.to_ne_bytes()) {
             // EAGAIN: the counter is full, so the thread is woken anyway.
             tracing::debug!("cannot wake a queue's thread: {errno}");
         }
     }
 
-    fn take(&self) -> Vec<Finished> {
+    fn take(&self) -> Vec<Returned> {
         let mut count = [0; 8];
         // EAGAIN: already read.
         if let Err(errno) = rustix::io::read(&self.waker, &mut count) {
             tracing::trace!("nothing to read from a waker: {errno}");
         }
-        std::mem::take(&mut *self.finished.lock())
+        std::mem::take(&mut *self.returned.lock())
     }
 }
 
@@ -221,6 +245,8 @@ impl Outbox {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weight {
     Quick,
+    /// A large read, as there will be more of.
+    Large,
     /// So long that the queue must not wait for it.
     Slow,
     /// As above, and all of it is waiting.
@@ -241,13 +267,12 @@ struct Queue {
     processor: usize,
     place: Place,
     ring: Ring,
-    outbox: Arc<Outbox>,
-    handler: Arc<Handler>,
     workers: Arc<Workers>,
-    vigil: Arc<Vigil>,
+    means: Means,
+    readers: Readers,
     /// Names of the request that is being answered.
     scratch: Vec<u8>,
-    /// Entries that workers have.
+    /// Entries that workers and readers have.
     pending: u32,
     /// Requests for which reads are handed to workers.
     careful: u32,
@@ -256,16 +281,16 @@ struct Queue {
 
 impl Queue {
     /// Serves until no entry is left: the connection has ended, or the kernel has refused io_uring.
-    fn serve(&mut self) {
+    fn serve(&mut self, entries: Vec<Entry>) {
         let enabled = self.ring.enable();
         self.note(enabled);
-        for index in 0..DEPTH {
-            let registered = self.ring.register(index);
+        for entry in entries {
+            let registered = self.ring.register(entry);
             self.note(registered);
         }
         let watched = self.ring.watch_waker();
         self.note(watched);
-        while self.ring.armed() > 0 || self.pending > 0 {
+        while self.ring.is_armed() || self.pending > 0 {
             match self.ring.submit_and_wait() {
                 Ok(()) | Err(Errno::INTR) => {}
                 Err(errno) => {
@@ -278,6 +303,7 @@ impl Queue {
                 self.take(event);
             }
         }
+        self.readers.close();
     }
 
     /// Binds this thread to its processor as soon as it is there, since the caller that wakes it is. To move it takes longer than
@@ -305,63 +331,112 @@ impl Queue {
             Event::Woken => {
                 let watched = self.ring.watch_waker();
                 self.note(watched);
-                for finished in self.outbox.take() {
+                for returned in self.means.outbox.take() {
                     self.pending = self.pending.saturating_sub(1);
-                    self.commit(finished.entry, finished.commit_id);
-                    drop(finished.pause);
+                    self.take_back(returned);
                 }
             }
-            Event::Lost(Errno::NOTCONN | Errno::NODEV | Errno::CANCELED) => {}
-            Event::Lost(errno) => tracing::warn!("the kernel gave an io_uring entry up: {errno}"),
+            Event::Lost(errno) => lost(errno),
+        }
+    }
+
+    fn take_back(&mut self, returned: Returned) {
+        match returned {
+            Returned::Finished(finished) => {
+                self.commit(finished.entry, finished.commit_id);
+                drop(finished.pause);
+            }
+            Returned::Unanswered(entry) => self.request(entry),
+            Returned::Lost(errno) => lost(errno),
         }
     }
 
     fn request(&mut self, mut entry: Entry) {
-        let commit_id = commit_id(&mut entry);
+        let commit_id = commit_id_of(&mut entry);
         let careful = self.careful > 0;
         self.careful = self.careful.saturating_sub(1);
         // One entry stays with the kernel, or the callers on this processor would wait for the workers.
         let weight = if self.pending + 1 < DEPTH { self.weigh(&mut entry, careful) } else { Weight::Quick };
-        if weight != Weight::Quick {
-            self.pending += 1;
-            let (handler, outbox) = (Arc::clone(&self.handler), Arc::clone(&self.outbox));
-            let pause = (weight == Weight::WaitsForDisk).then(|| self.vigil.pause());
-            self.workers.submit(move || {
-                answer(&handler, &mut entry, &mut Vec::new());
-                outbox.put(Finished { entry, commit_id, pause });
-            });
-        } else {
-            let start = Instant::now();
-            answer(&self.handler, &mut entry, &mut self.scratch);
-            if start.elapsed() > SLOW && self.disk.was_read() {
-                self.careful = CAREFUL;
+        match weight {
+            Weight::Quick => self.answer_now(entry, commit_id),
+            Weight::Large => {
+                self.pending += 1;
+                if let Err(entry) = self.readers.give(entry, commit_id, &self.means) {
+                    self.hand_over(entry, commit_id, None);
+                }
             }
-            self.commit(entry, commit_id);
+            Weight::Slow | Weight::WaitsForDisk => {
+                self.pending += 1;
+                let pause = (weight == Weight::WaitsForDisk).then(|| self.means.vigil.pause());
+                self.hand_over(entry, commit_id, pause);
+            }
         }
     }
 
-    fn weigh(&self, entry: &mut Entry, careful: bool) -> Weight {
-        let ext = self.handler.config().setxattr_ext;
-        let (head, payload) = entry.parts();
-        let Ok(arrived) = Arrived::read(head, payload.len()) else { return Weight::Quick };
-        let data = payload.get(..arrived.data_len).unwrap_or_default();
-        match wire::parse_parts(&arrived.header, ext, &arrived.argument, data) {
-            Ok(Request::Read { size, .. }) if size >= BULK_READ && self.workers.have_room() => Weight::Slow,
-            Ok(request) if waits_for_disk(&request) => Weight::WaitsForDisk,
-            Ok(request) if self.handler.may_take_long(&arrived.header, &request, careful) => Weight::Slow,
-            Ok(_) | Err(_) => Weight::Quick,
+    fn answer_now(&mut self, mut entry: Entry, commit_id: u64) {
+        let start = Instant::now();
+        answer(&self.means.handler, &mut entry, &mut self.scratch);
+        if start.elapsed() > SLOW && self.disk.was_read() {
+            self.careful = CAREFUL;
         }
+        self.commit(entry, commit_id);
+    }
+
+    /// Has a worker answer.
+    fn hand_over(&self, mut entry: Entry, commit_id: u64, pause: Option<Pause>) {
+        let (handler, outbox) = (Arc::clone(&self.means.handler), Arc::clone(&self.means.outbox));
+        self.workers.submit(move || {
+            answer(&handler, &mut entry, &mut Vec::new());
+            outbox.put(Returned::Finished(Finished { entry, commit_id, pause }));
+        });
+    }
+
+    fn weigh(&self, entry: &mut Entry, careful: bool) -> Weight {
+        let handler = &self.means.handler;
+        let weight = |arrived: &Arrived, request: Request<'_>| match request {
+            Request::Read { size, .. } if size >= LARGE_READ && self.workers.have_room() => Weight::Large,
+            request if waits_for_disk(&request) => Weight::WaitsForDisk,
+            request if handler.may_take_long(&arrived.header, &request, careful) => Weight::Slow,
+            _ => Weight::Quick,
+        };
+        look_at(handler, entry, weight).unwrap_or(Weight::Quick)
     }
 
     fn commit(&mut self, entry: Entry, commit_id: u64) {
         let committed = self.ring.commit(entry, commit_id);
         self.note(committed);
-        self.vigil.served();
+        self.means.vigil.served();
     }
 }
 
+/// Logs why an entry is of no more use, unless the connection has ended.
+fn lost(errno: Errno) {
+    if !matches!(errno, Errno::NOTCONN | Errno::NODEV | Errno::CANCELED) {
+        tracing::warn!("the kernel gave an io_uring entry up: {errno}");
+    }
+}
+
+/// Looks at the request in `entry`; none if it is broken.
+fn look_at<T>(
+    handler: &Handler,
+    entry: &mut Entry,
+    look: impl FnOnce(&Arrived, Request<'_>) -> T,
+) -> Option<T> {
+    let (head, payload) = entry.parts();
+    let arrived = Arrived::read(head, payload.len()).ok()?;
+    let data = payload.get(..arrived.data_len).unwrap_or_default();
+    let request = wire::parse_parts(&arrived.header, handler.config().setxattr_ext, &arrived.argument, data);
+    Some(look(&arrived, request.ok()?))
+}
+
+/// Returns whether the request in `entry` is a large read.
+pub(super) fn is_large_read(handler: &Handler, entry: &mut Entry) -> bool {
+    let large = |_: &Arrived, request: Request<'_>| matches!(request, Request::Read { size, .. } if size >= LARGE_READ);
+    look_at(handler, entry, large).unwrap_or(false)
+}
+
 /// Returns the number by which the kernel knows the request in `entry`.
-fn commit_id(entry: &mut Entry) -> u64 {
+pub(super) fn commit_id_of(entry: &mut Entry) -> u64 {
     let (head, _) = entry.parts();
     number(head, COMMIT_ID_AT).map_or(0, u64::from_ne_bytes)
 }
@@ -401,7 +476,7 @@ impl Arrived {
 }
 
 /// Answers the request in `entry`, in place.
-fn answer(handler: &Handler, entry: &mut Entry, scratch: &mut Vec<u8>) {
+pub(super) fn answer(handler: &Handler, entry: &mut Entry, scratch: &mut Vec<u8>) {
     let (head, payload) = entry.parts();
     let unique = number(head, 8).map_or(0, u64::from_ne_bytes);
     let outcome = match Arrived::read(head, payload.len()) {

@@ -8,8 +8,9 @@
 //! Written here and not taken from a library: the FUSE commands need a field that the io-uring crate cannot set, and
 //! what is left, two mapped rings and two system calls, is smaller than the dependency.
 //!
-//! The safety of the shared memory rests on ownership: an [`Entry`] is the right to touch one entry's memory. The
-//! ring gives it out when the kernel has completed the entry's command and takes it back with the next command.
+//! The safety of the shared memory rests on ownership: an [`Entry`] is the right to touch one entry's memory. A
+//! ring gives it out when the kernel has completed the entry's command and takes it back with the next command, which may be that
+//! of another ring: the kernel knows an entry by its request, and tells the ring that it was last given by.
 
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -145,6 +146,20 @@ pub(in crate::fuse::transport) struct Entry {
 }
 
 impl Entry {
+    /// Makes the entries of queue `queue`: `depth` of them, for `payload_len` bytes each.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM if there is no memory for them.
+    pub(in crate::fuse::transport) fn all(
+        queue: u16,
+        depth: u32,
+        payload_len: usize,
+    ) -> Result<Vec<Self>, Errno> {
+        let memory = Arc::new(Memory::new(queue, depth, payload_len)?);
+        Ok((0..depth).map(|index| Self { index, memory: Arc::clone(&memory) }).collect())
+    }
+
     /// The header buffer and the payload buffer.
     pub(in crate::fuse::transport) fn parts(&mut self) -> (&mut [u8], &mut [u8]) {
         let memory = &self.memory;
@@ -164,7 +179,7 @@ impl Entry {
 #[derive(Debug)]
 struct Memory {
     mapping: Mapping,
-    depth: u32,
+    queue: u16,
     payload_len: usize,
     /// Where the payloads begin.
     payloads_at: usize,
@@ -177,13 +192,13 @@ const HEADER_AT: usize = 64;
 const HEAD_LEN: usize = (HEADER_AT + HEADER_LEN).next_multiple_of(128);
 
 impl Memory {
-    fn new(depth: u32, payload_len: usize) -> Result<Self, Errno> {
+    fn new(queue: u16, depth: u32, payload_len: usize) -> Result<Self, Errno> {
         let payload_len = payload_len.next_multiple_of(PAGE);
         let depth_len = usize::try_from(depth).map_err(|_| Errno::NOMEM)?;
         let payloads_at = depth_len.checked_mul(HEAD_LEN).ok_or(Errno::NOMEM)?.next_multiple_of(PAGE);
         let payloads = payload_len.checked_mul(depth_len).ok_or(Errno::NOMEM)?;
         let mapping = Mapping::new(payloads.checked_add(payloads_at).ok_or(Errno::NOMEM)?)?;
-        let memory = Self { mapping, depth, payload_len, payloads_at };
+        let memory = Self { mapping, queue, payload_len, payloads_at };
         for index in 0..depth {
             let (header, payload) = memory.places(index);
             let iovecs = [
@@ -227,36 +242,32 @@ pub(in crate::fuse::transport) enum Event {
     Woken,
 }
 
-/// One queue's ring. Only the thread that has enabled it may use it.
+/// One thread's ring. Only the thread that has enabled it may use it.
 #[derive(Debug)]
 pub(in crate::fuse::transport) struct Ring {
     fd: OwnedFd,
     rings: Mapping,
     sqes: Mapping,
     params: Params,
-    memory: Arc<Memory>,
-    queue: u16,
     /// Submissions written and not yet given to the kernel.
     unsubmitted: u32,
-    /// Entries that the kernel may write to.
-    armed: u32,
+    /// Entries that the kernel may write to, each in the slot that its completion will name.
+    armed: Vec<Option<Entry>>,
 }
 
 impl Ring {
-    /// Makes the ring for `depth` entries of queue `queue`, with `payload_len` bytes each.
+    /// Makes the ring for `entries` entries at a time, and for a waker if there is one.
     ///
     /// # Errors
     ///
     /// What io_uring_setup(2), io_uring_register(2) and mmap(2) answer: EPERM and ENOSYS where it is switched off.
     pub(in crate::fuse::transport) fn new(
         device: BorrowedFd<'_>,
-        waker: BorrowedFd<'_>,
-        queue: u16,
-        depth: u32,
-        payload_len: usize,
+        waker: Option<BorrowedFd<'_>>,
+        entries: u32,
     ) -> Result<Self, Errno> {
         // One command for each entry and one poll can be under way.
-        let slots = (depth + 1).next_power_of_two();
+        let slots = (entries + 1).next_power_of_two();
         let count = usize::try_from(slots).map_err(|_| Errno::NOMEM)?;
         // Twice as many completions as submissions is what the kernel makes.
         let rings = Mapping::new((RING_HEAD_LEN + 2 * count * CQE_LEN).next_multiple_of(PAGE))?;
@@ -270,10 +281,10 @@ impl Ring {
         params.cq.user_addr = rings.address();
         // If something fails below, the ring goes before its memory.
         let fd = setup(slots, &mut params)?;
-        let files = [device.as_raw_fd(), waker.as_raw_fd()];
+        let files: Vec<i32> = [Some(device), waker].iter().flatten().map(|fd| fd.as_raw_fd()).collect();
         register(&fd, REGISTER_FILES, &files)?;
-        let memory = Arc::new(Memory::new(depth, payload_len)?);
-        Ok(Self { fd, rings, sqes, params, memory, queue, unsubmitted: 0, armed: 0 })
+        let armed = (0..entries).map(|_| None).collect();
+        Ok(Self { fd, rings, sqes, params, unsubmitted: 0, armed })
     }
 
     /// Makes the ring the calling thread's.
@@ -281,34 +292,45 @@ impl Ring {
         register(&self.fd, REGISTER_ENABLE_RINGS, &[])
     }
 
-    /// Offers entry `index`, one that was never offered, to the kernel.
-    pub(in crate::fuse::transport) fn register(&mut self, index: u32) -> Result<(), Errno> {
-        self.command(index, CMD_REGISTER, 0)
+    /// Offers `entry`, one that was never offered, to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN if this ring has as many as it is made for; the entry is then lost.
+    pub(in crate::fuse::transport) fn register(&mut self, entry: Entry) -> Result<(), Errno> {
+        self.command(entry, CMD_REGISTER, 0)
     }
 
-    /// Sends the answer in `entry` and offers the entry again.
+    /// Sends the answer in `entry` and offers the entry again. What comes next in it comes to this ring.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::register`].
     pub(in crate::fuse::transport) fn commit(&mut self, entry: Entry, commit_id: u64) -> Result<(), Errno> {
-        self.command(entry.index, CMD_COMMIT_AND_FETCH, commit_id)
+        self.command(entry, CMD_COMMIT_AND_FETCH, commit_id)
     }
 
-    /// Returns how many entries the kernel may still complete.
-    pub(in crate::fuse::transport) const fn armed(&self) -> u32 {
-        self.armed
+    /// Returns whether the kernel may still complete an entry.
+    pub(in crate::fuse::transport) fn is_armed(&self) -> bool {
+        self.armed.iter().any(Option::is_some)
     }
 
-    fn command(&mut self, index: u32, command: u32, commit_id: u64) -> Result<(), Errno> {
-        let iovecs = self.memory.iovecs(index).expose_provenance() as u64;
+    fn command(&mut self, entry: Entry, command: u32, commit_id: u64) -> Result<(), Errno> {
+        let slot = self.armed.iter().position(Option::is_none).ok_or(Errno::AGAIN)?;
+        let iovecs = entry.memory.iovecs(entry.index).expose_provenance() as u64;
         let mut sqe = [0_u8; SQE_LEN];
         put(&mut sqe, 0, &[OP_URING_CMD, FLAG_FIXED_FILE]);
         put(&mut sqe, 8, &command.to_ne_bytes());
         put(&mut sqe, 16, &iovecs.to_ne_bytes());
         // The number of iovecs: header and payload.
         put(&mut sqe, 24, &2_u32.to_ne_bytes());
-        put(&mut sqe, 32, &u64::from(index).to_ne_bytes());
+        put(&mut sqe, 32, &(slot as u64).to_ne_bytes());
         put(&mut sqe, 56, &commit_id.to_ne_bytes());
-        put(&mut sqe, 64, &self.queue.to_ne_bytes());
+        put(&mut sqe, 64, &entry.memory.queue.to_ne_bytes());
         self.push(&sqe)?;
-        self.armed += 1;
+        if let Some(place) = self.armed.get_mut(slot) {
+            *place = Some(entry);
+        }
         Ok(())
     }
 
@@ -388,14 +410,12 @@ impl Ring {
         if user_data == WAKER {
             return Event::Woken;
         }
-        self.armed = self.armed.saturating_sub(1);
+        let entry = usize::try_from(user_data).ok().and_then(|slot| self.armed.get_mut(slot)?.take());
         // The result is the first half of the second word; its flags are the other.
         let [a, b, c, d, ..] = result.to_ne_bytes();
         let result = i32::from_ne_bytes([a, b, c, d]);
-        match u32::try_from(user_data) {
-            Ok(index) if result >= 0 && index < self.memory.depth => {
-                Event::Request(Entry { index, memory: Arc::clone(&self.memory) })
-            }
+        match entry {
+            Some(entry) if result >= 0 => Event::Request(entry),
             _ => Event::Lost(Errno::from_raw_os_error(result.saturating_neg().max(1))),
         }
     }
@@ -412,11 +432,9 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.armed > 0 {
-            // The kernel gives armed entries up some time after the ring is closed, not at once. Memory that it may
-            // still write to must not be given to anybody else.
-            std::mem::forget(Arc::clone(&self.memory));
-        }
+        // The kernel gives armed entries up some time after the ring is closed, not at once. Memory that it may
+        // still write to must not be given to anybody else.
+        self.armed.drain(..).flatten().for_each(std::mem::forget);
     }
 }
 
