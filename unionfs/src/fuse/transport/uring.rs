@@ -27,6 +27,7 @@ use super::workers::Workers;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::handler::{Handler, Outcome, waits_for_disk};
 use crate::fuse::wire::{self, Header, IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, Request, reply};
+use crate::request::NodeId;
 
 /// Entries of a queue: so many requests of one processor can be under way.
 const DEPTH: u32 = 8;
@@ -175,6 +176,7 @@ fn queue_thread(queue: u16, made: Made, started: &Receiver<Start>) {
         workers,
         means: Means { device, handler, vigil, places, outbox },
         readers: Readers::default(),
+        read: None,
         scratch: Vec::new(),
         pending: 0,
         careful: 0,
@@ -245,7 +247,7 @@ impl Outbox {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weight {
     Quick,
-    /// A large read, as there will be more of.
+    /// A large read of a file of which there was one before: there will be more.
     Large,
     /// So long that the queue must not wait for it.
     Slow,
@@ -270,6 +272,8 @@ struct Queue {
     workers: Arc<Workers>,
     means: Means,
     readers: Readers,
+    /// The file of the last large read: the first of a file is answered at once, since its caller waits for it.
+    read: Option<NodeId>,
     /// Names of the request that is being answered.
     scratch: Vec<u8>,
     /// Entries that workers and readers have.
@@ -391,10 +395,18 @@ impl Queue {
         });
     }
 
-    fn weigh(&self, entry: &mut Entry, careful: bool) -> Weight {
+    fn weigh(&mut self, entry: &mut Entry, careful: bool) -> Weight {
         let handler = &self.means.handler;
+        let room = self.workers.have_room();
+        let last = &mut self.read;
         let weight = |arrived: &Arrived, request: Request<'_>| match request {
-            Request::Read { size, .. } if size >= LARGE_READ && self.workers.have_room() => Weight::Large,
+            Request::Read { size, .. }
+                if size >= LARGE_READ
+                    && room
+                    && last.replace(arrived.header.node) == Some(arrived.header.node) =>
+            {
+                Weight::Large
+            }
             request if waits_for_disk(&request) => Weight::WaitsForDisk,
             request if handler.may_take_long(&arrived.header, &request, careful) => Weight::Slow,
             _ => Weight::Quick,
