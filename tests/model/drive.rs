@@ -50,6 +50,8 @@ pub struct Driver {
     options: MountOptions,
     known: Vec<NodeId>,
     held: Option<(NodeId, Fh, Id)>,
+    /// Files stay open, as where the kernel sends no OPEN.
+    parks: bool,
     directory: tempfile::TempDir,
 }
 
@@ -72,7 +74,11 @@ fn known_to_the_model(tree: &LayerTree) -> LayerTree {
 impl Driver {
     /// Builds layers from a seed, opens the union on them, and fills the model with their merged tree.
     pub fn new(seed: u64) -> Self {
-        let directory = e2e::mounted::scratch();
+        Self::below(e2e::mounted::scratch(), seed)
+    }
+
+    /// As [`Self::new`], with the layers in a directory.
+    pub fn below(directory: tempfile::TempDir, seed: u64) -> Self {
         let count = 1 + (seed % 3) as usize;
         let trees: Vec<LayerTree> = layers(seed, count).iter().map(known_to_the_model).collect();
         let mounts = e2e::mounted::Layers::below(directory.path(), count);
@@ -83,11 +89,15 @@ impl Driver {
         options.workdir.clone_from(&mounts.work);
         let model = fill(&e2e::flatten::flatten(&trees));
         let union = Some(Union::open(&options).unwrap());
-        Self { union, model, options, known: Vec::new(), held: None, directory }
+        Self { union, model, options, known: Vec::new(), held: None, parks: seed % 2 == 1, directory }
     }
 
     fn union(&self) -> &Union {
         self.union.as_ref().unwrap()
+    }
+
+    fn close_file(&self, fh: Fh) {
+        if self.parks { self.union().park(fh) } else { self.union().release(fh) }
     }
 
     fn keep(&mut self, entry: Entry) -> Entry {
@@ -164,7 +174,7 @@ impl Driver {
             Body::File(_) => {
                 let flags = (libc::O_RDWR | libc::O_EXCL).cast_unsigned();
                 union.create(&caller(), parent, name, mode, flags).map(|(entry, opened)| {
-                    union.release(opened.fh);
+                    self.close_file(opened.fh);
                     entry
                 })
             }
@@ -250,7 +260,7 @@ impl Driver {
                 let flags = libc::O_WRONLY.cast_unsigned();
                 let opened = self.union().open_file(&caller(), node, flags, false).map_err(show)?;
                 let count = self.union().write(node, Some(opened.fh), *offset, &new, false).map_err(show)?;
-                self.union().release(opened.fh);
+                self.close_file(opened.fh);
                 if count == new.len() { Ok(()) } else { Err(format!("{count} of {len} bytes written")) }
             }
             Call::Truncate(_, size) => {
@@ -269,7 +279,7 @@ impl Driver {
             self.union().open_file(&caller(), node, libc::O_RDONLY.cast_unsigned(), false).map_err(show)?;
         let mut bytes = vec![0; want.len() + 10];
         let count = self.union().read(node, Some(opened.fh), 0, &mut bytes).map_err(show)?;
-        self.union().release(opened.fh);
+        self.close_file(opened.fh);
         bytes.truncate(count);
         if bytes == *want { Ok(()) } else { Err(format!("{count} bytes differ from {}", want.len())) }
     }
@@ -374,7 +384,7 @@ impl Driver {
 
     fn let_go(&mut self) {
         if let Some((node, fh, _)) = self.held.take() {
-            self.union().release(fh);
+            self.close_file(fh);
             self.union().forget(node, 1);
         }
     }
@@ -415,7 +425,7 @@ impl Driver {
                     .open_file(&caller(), node, libc::O_RDONLY.cast_unsigned(), false)
                     .map_err(show)?;
                 let count = self.union().read(node, Some(opened.fh), 0, &mut bytes).map_err(show)?;
-                self.union().release(opened.fh);
+                self.close_file(opened.fh);
                 bytes.truncate(count);
                 format!("file {} {:x} x{}", attr.size, e2e::random::hash(&bytes), attr.nlink)
             }
@@ -453,7 +463,8 @@ impl Driver {
         std::fs::create_dir(&work).unwrap();
         self.union().rotate(&upper, &work).map_err(|error| format!("rotate: {error}"))?;
         let old = self.options.workdir.replace(work).unwrap();
-        let left = e2e::sides::leftovers(&old);
+        let mut left = e2e::sides::leftovers(&old);
+        left.retain(|path| !e2e::nfs::is_kept(path));
         assert!(left.is_empty(), "left in the workdir before: {left:?}");
         let old = self.options.upperdir.replace(upper).unwrap();
         self.options.lowerdir.insert(0, old);

@@ -33,6 +33,7 @@ pub mod flatten;
 pub mod history;
 pub mod idmapped;
 pub mod mounted;
+pub mod nfs;
 pub mod operation;
 pub mod oracle;
 pub mod program;

@@ -1,6 +1,8 @@
 //! The system calls for which neither rustix nor nix has a safe function.
 #![allow(unsafe_code)]
 
+pub mod calls;
+
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
