@@ -65,12 +65,90 @@ proptest! {
         }
         driver.finish().map_err(TestCaseError::fail)?;
     }
+
+    #[test]
+    fn an_nfs_client_that_keeps_names_changes_no_link_count(seed in 0_u64..1000, calls in vec(call(), 1..120)) {
+        let directory = e2e::mounted::scratch();
+        let root = directory.path().to_owned();
+        e2e::nfs::imitated(&root, || {
+            let mut driver = Driver::below(directory, seed);
+            for (index, call) in calls.iter().filter(|call| is_known_to_nfs(call)).enumerate() {
+                driver.apply(call).map_err(|text| TestCaseError::fail(format!("call {index} {call:?}: {text}")))?;
+            }
+            driver.finish().map_err(TestCaseError::fail)
+        })?;
+    }
+}
+
+/// Returns whether it is no exchange, which NFS has not.
+fn is_known_to_nfs(call: &Call) -> bool {
+    !matches!(call, Call::Rename(_, _, Over::Exchange))
+}
+
+fn path_of(text: &str) -> Vec<String> {
+    text.split('/').map(str::to_owned).collect()
+}
+
+/// A name goes by which the file is open, or where no other one is known.
+#[test]
+fn on_nfs_a_removed_name_is_not_counted_among_the_links() {
+    let replace = |from, to| Call::Rename(path_of(from), path_of(to), Over::Replace);
+    let link = |from, to| Call::Link(path_of(from), path_of(to));
+    let unlink = |path| Call::Unlink(path_of(path));
+    let (write, hold) = (Call::Write(path_of("new"), 0, 9, 1), Call::Hold(path_of("new")));
+    let begin = [unlink("new"), Call::Create(path_of("new"), 0o644), link("new", "second")];
+    let ends = [
+        vec![unlink("new")],
+        vec![write.clone(), unlink("new"), Call::Read(path_of("second"))],
+        vec![hold.clone(), unlink("new"), Call::WriteHeld(5, 9, 2), Call::ReadHeld],
+        vec![hold.clone(), link("new", "third"), unlink("second"), unlink("third"), Call::ReadHeld],
+        vec![hold.clone(), unlink("second"), unlink("new"), Call::WriteHeld(5, 9, 2), Call::ReadHeld],
+        vec![write, Call::Create(path_of("other"), 0o600), replace("other", "new")],
+        vec![
+            hold.clone(),
+            Call::Create(path_of("other"), 0o600),
+            replace("other", "new"),
+            Call::WriteHeld(5, 9, 2),
+        ],
+        vec![Call::Forget, unlink("new")],
+        vec![
+            Call::Reopen,
+            Call::Forget,
+            unlink("new"),
+            Call::Compare,
+            link("second", "third"),
+            unlink("second"),
+        ],
+        vec![
+            Call::Forget,
+            hold,
+            unlink("new"),
+            Call::WriteHeld(5, 9, 2),
+            Call::Compare,
+            unlink("second"),
+            Call::ReadHeld,
+        ],
+        vec![link("new", "third"), Call::Forget, unlink("new"), unlink("second")],
+        vec![Call::Forget, unlink("new"), Call::Rotate, Call::Forget, Call::Compare],
+        vec![Call::Symlink(path_of("symlink"), "a".into()), link("symlink", "other"), unlink("symlink")],
+    ];
+    for (seed, end) in [0, 1].into_iter().flat_map(|seed| ends.iter().map(move |end| (seed, end))) {
+        let directory = e2e::mounted::scratch();
+        let root = directory.path().to_owned();
+        e2e::nfs::imitated(&root, || {
+            let mut driver = Driver::below(directory, seed);
+            for call in begin.iter().chain(end).chain([&Call::Compare]) {
+                driver.apply(call).unwrap_or_else(|text| panic!("seed {seed}, {end:?}, {call:?}: {text}"));
+            }
+            driver.finish().unwrap_or_else(|text| panic!("seed {seed}, {end:?}: {text}"));
+        });
+    }
 }
 
 /// Histories that once went wrong.
 #[test]
 fn what_the_layers_say_after_a_rotation_is_read_as_it_was_meant() {
-    let path = |text: &str| text.split('/').map(str::to_owned).collect::<Vec<_>>();
+    let path = path_of;
     let exchange = |from, to| Call::Rename(path(from), path(to), Over::Exchange);
     let histories = [
         // A name that leads to a whole file through the index, and has one without data below.

@@ -42,7 +42,8 @@ pub(crate) struct Inode {
     pub names: Mutex<()>,
     /// Where the object is. Never held across a system call.
     pub state: RwLock<State>,
-    /// What reads and writes go to. Held for reading across I/O, for writing while copy-up switches it.
+    /// What reads and writes go to. Held for reading across I/O, for writing while copy-up switches it, or while a name goes
+    /// by which an NFS client must not have it open.
     pub data: RwLock<Option<Data>>,
 }
 
@@ -83,7 +84,8 @@ pub(crate) struct State {
     pub made_here: bool,
     /// An object with a past was put into the upper part, or is about to be. Never taken back.
     pub may_hold_marks: bool,
-    /// Names of a lower object with several links that were removed while it was not yet copied up.
+    /// Links that are no names of the union: of a lower object with several, those whose names were removed while it was not
+    /// yet copied up; of an upper one, that which an NFS client keeps because it is pinned.
     pub lost_links: u32,
     /// All its names were removed.
     pub unlinked: bool,

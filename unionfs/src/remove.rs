@@ -1,6 +1,8 @@
 //! Removing names: plainly where only the upper has them, with a whiteout where a lower provides them.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+mod held;
+
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +22,8 @@ use crate::stack::workdir::Temp;
 use crate::sys;
 use crate::tree::{Peeked, Tree};
 
+pub(crate) use held::Held;
+
 /// Removes a name of anything but a directory. No data is copied.
 ///
 /// # Errors
@@ -37,15 +41,16 @@ pub(crate) fn unlink(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()
     let dir = tree.upper_fd(parent)?;
     let on_upper = victim.inode.on_upper();
     let provided = !on_upper || tree.below_provides(parent, name)?;
-    let pin = if on_upper { Some(tree.pin_locked(&victim.inode, dir.as_fd(), name)?) } else { None };
-    let named = pin.is_some() && has_upper_name(&tree.stack, &victim.inode, dir.as_fd(), name)?;
+    let named = on_upper && has_upper_name(&tree.stack, &victim.inode, dir.as_fd(), name)?;
+    let held =
+        if on_upper { Held::without(tree, upper, &victim, dir.as_fd(), name)? } else { Held::default() };
     match (provided, named) {
         (false, _) => upper.workdir.unlink(dir.as_fd(), name)?,
         (true, false) => put_whiteout(tree, upper, parent, dir.as_fd(), name)?,
         (true, true) => replace_by_whiteout(tree, upper, parent, dir.as_fd(), name)?,
     }
     links::lose_link(tree, &victim.inode, victim.stat.nlink, named)?;
-    forget_name(tree, &victim.inode, parent, name, pin, is_last_link(tree, &victim));
+    forget_name(tree, &victim.inode, parent, name, held, is_last_link(tree, &victim));
     Ok(())
 }
 
@@ -185,7 +190,7 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             result => {
                 result?;
-                forget_name(tree, &victim.inode, parent, name, pin, true);
+                forget_name(tree, &victim.inode, parent, name, Held::by(pin), true);
                 return Ok(());
             }
         }
@@ -207,7 +212,7 @@ pub(crate) fn rmdir(tree: &Tree, parent: &Arc<Inode>, name: &[u8]) -> Result<()>
         }
         (false, _) => remove_upper_dir(upper, dir.as_fd(), name)?,
     }
-    forget_name(tree, &victim.inode, parent, name, pin, true);
+    forget_name(tree, &victim.inode, parent, name, Held::by(pin), true);
     Ok(())
 }
 
@@ -224,25 +229,21 @@ fn remove_upper_dir(upper: &UpperLayer, dir: BorrowedFd<'_>, name: &[u8]) -> Res
 
 /// Takes a removed name away from its node, which lives on while anybody holds it.
 ///
-/// `pin` is a descriptor of the upper object, taken before it was removed; `gone` tells whether this was its last
-/// link on disk.
+/// `held` is what was held of the upper object before it was removed; `gone` tells whether this was its last link on
+/// disk.
 pub(crate) fn forget_name(
     tree: &Tree,
     inode: &Arc<Inode>,
     parent: &Inode,
     name: &[u8],
-    pin: Option<Arc<OwnedFd>>,
+    held: Held<'_>,
     gone: bool,
 ) {
     let last = tree.table.unlink(inode, parent, name);
     if gone {
         tree.table.unkey(inode);
     }
-    if last {
-        let mut state = inode.state.write();
-        state.unlinked = true;
-        state.pinned = pin;
-    }
+    held.settle(inode, !last);
     if inode.is_dir() {
         inode.version.fetch_add(1, Ordering::Release);
         tree.stack.fds.remove(DirKey::Upper(inode.serial));

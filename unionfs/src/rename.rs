@@ -18,7 +18,7 @@ use crate::links;
 use crate::name::FileName;
 use crate::ondisk::{REDIRECT_MAX, Redirect};
 use crate::remove::{
-    forget_name, has_upper_name, is_last_link, keep_count, new_whiteout, put_whiteout, still_there,
+    Held, forget_name, has_upper_name, is_last_link, keep_count, new_whiteout, put_whiteout, still_there,
 };
 use crate::request::RenameMode;
 use crate::stack::marks;
@@ -146,10 +146,10 @@ impl Rename<'_> {
             self.mark_moved(source, to)?;
         }
         links::link_up(tree, source, self.from_fd.as_fd(), from.name)?;
-        let mut pin = None;
+        let mut held = Held::default();
         let mut named = false;
         if let Some(target) = target.filter(|target| target.inode.on_upper()) {
-            pin = Some(tree.pin_locked(&target.inode, self.to_fd.as_fd(), to.name)?);
+            held = Held::without(tree, self.upper, target, self.to_fd.as_fd(), to.name)?;
             named = has_upper_name(&tree.stack, &target.inode, self.to_fd.as_fd(), to.name)?;
             if target.inode.is_dir() {
                 self.empty_target(&target.inode)?;
@@ -174,7 +174,7 @@ impl Rename<'_> {
             if !target.inode.is_dir() {
                 links::lose_link(tree, &target.inode, target.stat.nlink, named)?;
             }
-            forget_name(tree, &target.inode, to.parent, to.name, pin, is_last_link(tree, target));
+            forget_name(tree, &target.inode, to.parent, to.name, held, is_last_link(tree, target));
         }
         self.note_origin(source, to.parent, self.to_fd.as_fd())?;
         tree.table.rename(source, (from.parent, from.name), (to.parent, FileName::new(to.name)?));

@@ -183,6 +183,7 @@ impl Sunk {
         }
         state.upper = None;
         state.pinned = None;
+        state.lost_links = 0;
         state.impure = false;
         state.upper_whiteouts = None;
         if inode.is_dir() {

@@ -55,14 +55,20 @@ pub(super) fn complete(tree: &Tree) -> Result<()> {
 /// Takes all files out of the index: their names are on the upper.
 pub(super) fn leave_index(tree: &Tree, nodes: &[Arc<Inode>]) -> Result<()> {
     let Some(index) = &tree.index else { return Ok(()) };
+    let workdir = &tree.stack.upper()?.workdir;
     for inode in nodes {
         let indexed = inode.state.read().index.is_some();
         if indexed {
             inode.state.write().index = None;
         }
+        if indexed && workdir.is_nfs() {
+            // It was opened by its entry, which would stay, and count, as long as it is.
+            let closed = inode.data.write().take();
+            drop(closed);
+        }
     }
     for entry in index.entries()? {
-        index.leave(&tree.stack.upper()?.workdir, &entry)?;
+        index.leave(workdir, &entry)?;
     }
     Ok(())
 }
