@@ -4,8 +4,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use e2e::disk::LoopDisk;
 use e2e::mounted::scratch;
 use e2e::require;
+use e2e::require::skip;
 use e2e::tree::LayerTree;
 use e2e::user::{Role, run_again};
 
@@ -148,22 +150,9 @@ fn setting_a_size_moves_times_as_on_xfs_and_ext4() {
     require!(Fuse, Union, Root);
     for kind in ["xfs", "ext4"] {
         let scratch = scratch();
-        let (image, at) = (scratch.path().join("image"), scratch.path().join("disk"));
-        fs::File::create(&image).unwrap().set_len(400 << 20).unwrap();
-        fs::create_dir(&at).unwrap();
-        let run = |words: &[&std::ffi::OsStr]| {
-            let output = std::process::Command::new(words[0]).args(&words[1..]).output();
-            output.is_ok_and(|output| output.status.success())
-        };
-        let program = format!("mkfs.{kind}");
-        if !run(&[program.as_ref(), "-q".as_ref(), image.as_os_str()])
-            || !run(&["mount".as_ref(), "-o".as_ref(), "loop".as_ref(), image.as_os_str(), at.as_os_str()])
-        {
-            e2e::require::say(&format!("SKIP times on {kind}: no {program} or no loop device"));
-            continue;
+        match LoopDisk::new(kind, scratch.path()) {
+            Ok(disk) => sizes_move_times_as_below(disk.root()),
+            Err(reason) => skip(&format!("times on {kind}"), &reason),
         }
-        let done = std::panic::catch_unwind(|| sizes_move_times_as_below(&at));
-        assert!(run(&["umount".as_ref(), "-l".as_ref(), at.as_os_str()]));
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
 }

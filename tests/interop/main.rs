@@ -4,6 +4,9 @@
 mod peers;
 mod records;
 
+use std::path::Path;
+
+use e2e::disk::LoopDisk;
 use e2e::execute::Session;
 use e2e::flatten::flatten;
 use e2e::history::{Flavour, Generator, layers};
@@ -11,7 +14,7 @@ use e2e::mounted::{Layers, Mounted, scratch};
 use e2e::operation::Op;
 use e2e::oracle::KernelOverlay;
 use e2e::require;
-use e2e::require::say;
+use e2e::require::{say, skip};
 use e2e::snapshot::Snapshot;
 
 /// Operations of one history.
@@ -59,12 +62,11 @@ impl Writer {
     }
 }
 
-/// Lets one side make a random history, and compares what the other shows; then the other goes on, and so on.
-fn take_turns(seed: u64, mut union_writes: bool) {
-    let scratch = scratch();
+/// Lets one side make a random history below `base`, and compares what the other shows; then the other goes on, and so on.
+fn take_turns(base: &Path, seed: u64, mut union_writes: bool) {
     let count = 1 + (seed % 3) as usize;
     let trees = layers(seed, count);
-    let places = Layers::below(scratch.path(), count);
+    let places = Layers::below(base, count);
     trees.iter().zip(&places.lowers).for_each(|(tree, lower)| tree.build(lower));
     let mut generator = Generator::new(seed, Flavour::full(), &flatten(&trees));
     for turn in 0..4 {
@@ -89,7 +91,28 @@ fn take_turns(seed: u64, mut union_writes: bool) {
 fn the_union_and_kernel_overlayfs_take_turns_on_one_upper() {
     require!(Fuse, Union, Root, KernelOverlay);
     for seed in 0..histories() {
-        take_turns(seed, seed % 2 == 0);
+        take_turns(scratch().path(), seed, seed % 2 == 0);
     }
     say(&format!("interop: {} histories of {OPERATIONS} operations in turns of four", histories()));
+}
+
+/// Each tells in its own way by which identifier records of origin name it.
+#[test]
+fn the_union_and_kernel_overlayfs_take_turns_on_btrfs_xfs_and_ext4() {
+    require!(Fuse, Union, Root, KernelOverlay);
+    for kind in ["btrfs", "xfs", "ext4"] {
+        let scratch = scratch();
+        let disk = match LoopDisk::new(kind, scratch.path()) {
+            Ok(disk) => disk,
+            Err(reason) => {
+                skip(&format!("turns on {kind}"), &reason);
+                continue;
+            }
+        };
+        for seed in 0..histories() / 2 {
+            let base = disk.root().join(seed.to_string());
+            std::fs::create_dir(&base).unwrap();
+            take_turns(&base, seed, seed % 2 == 0);
+        }
+    }
 }

@@ -28,6 +28,7 @@
 //! | `E2E_TOOLS=DIR` | where pjdfstest and fsx are, instead of target/tools/bin |
 //! | `E2E_AS=user\|userns\|single` | set by the harness for its own re-execution as an ordinary user |
 
+pub mod disk;
 pub mod execute;
 pub mod flatten;
 pub mod history;

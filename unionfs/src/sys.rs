@@ -10,6 +10,7 @@ pub(crate) mod inode_flags;
 pub(crate) mod mount_attr;
 pub(crate) mod process;
 pub(crate) mod stat;
+pub(crate) mod uuid;
 pub(crate) mod verity;
 pub(crate) mod write_back;
 pub(crate) mod xattr;

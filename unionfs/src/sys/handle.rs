@@ -8,20 +8,12 @@ use crate::error::Errno;
 
 /// Longest handle that the kernel makes, in bytes (`MAX_HANDLE_SZ`).
 const MAX_HANDLE: usize = 128;
-/// `FS_IOC_GETFSUUID` of linux/fs.h: `_IOR(0x15, 0, struct fsuuid2)`.
-const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
 
 #[repr(C)]
 struct RawHandle {
     bytes: u32,
     kind: i32,
     handle: [u8; MAX_HANDLE],
-}
-
-#[repr(C)]
-struct FsUuid {
-    len: u8,
-    uuid: [u8; 16],
 }
 
 /// Returns the type and bytes of the handle of `name` in `dir`, a symbolic link not followed.
@@ -70,16 +62,4 @@ fn handle(dir: BorrowedFd<'_>, name: &CStr, flags: libc::c_int) -> Result<(i32, 
     }
     let len = usize::try_from(raw.bytes).unwrap_or(MAX_HANDLE).min(MAX_HANDLE);
     Ok((raw.kind, raw.handle.get(..len).unwrap_or_default().to_vec()))
-}
-
-/// Returns the identifier of the file system that an open file or directory is on.
-///
-/// # Errors
-/// ENOTTY where the file system has none.
-pub(crate) fn file_system_uuid(fd: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
-    let mut out = FsUuid { len: 0, uuid: [0; 16] };
-    // JUSTIFICATION: rustix has no such ioctl.
-    // SAFETY: the kernel writes at most `size_of::<FsUuid>()` bytes, which the request's number encodes.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut out) };
-    if done < 0 { Err(super::last_errno()) } else { Ok(out.uuid) }
 }

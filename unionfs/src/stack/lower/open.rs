@@ -226,7 +226,7 @@ impl<'a> Opener<'a> {
         };
         let has_verity = self.options.verity != Verity::Off && knows_verity();
         let stores_uuid = !matches!(self.options.uuid, UuidPolicy::Off | UuidPolicy::Null);
-        let uuid = if stores_uuid { sys::handle::file_system_uuid(readable.as_fd()) } else { Ok([0; 16]) };
+        let uuid = if stores_uuid { sys::uuid::of(readable.as_fd()) } else { Ok([0; 16]) };
         let uuid = uuid.unwrap_or_default();
         let found = FileSystem { uuid, handles_last, handles_have_numbers, has_verity };
         self.file_systems.push((stat.dev, found));
