@@ -113,6 +113,8 @@ fn the_union_and_kernel_overlayfs_take_turns_on_btrfs_xfs_and_ext4() {
             let base = disk.root().join(seed.to_string());
             std::fs::create_dir(&base).unwrap();
             take_turns(&base, seed, seed % 2 == 0);
+            // The disk is small.
+            std::fs::remove_dir_all(&base).unwrap();
         }
     }
 }
