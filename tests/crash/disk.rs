@@ -3,21 +3,10 @@
 //! The file lies on an XFS, which copies it in one step (FICLONE), and the block device over it keeps nothing back: a
 //! snapshot holds exactly the writes that the device has finished.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use e2e::disk::run;
 use e2e::mounted::unmount;
-
-/// Runs a command and returns what it printed.
-fn run(program: &str, arguments: &[&OsStr]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        return Ok(output.stdout.trim_ascii().escape_ascii().to_string());
-    }
-    Err(format!("{program} {arguments:?}: {}", output.stderr.trim_ascii().escape_ascii()))
-}
 
 /// Whether the loop device may keep writes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,11 +39,12 @@ impl Drop for LoopDisk {
     }
 }
 
-fn run(program: &str, arguments: &[&OsStr]) -> Result<(), String> {
-    let output =
-        Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+/// Runs a command and returns what it printed.
+pub fn run(program: &str, arguments: &[&OsStr]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout.trim_ascii().escape_ascii().to_string());
     }
-    Err(format!("{program}: {}", output.stderr.trim_ascii().escape_ascii()))
+    Err(format!("{program} {arguments:?}: {}", output.stderr.trim_ascii().escape_ascii()))
 }

@@ -54,8 +54,7 @@ impl<'a> Held<'a> {
             return pinned();
         }
         // Who has it open goes on by another name, or by the pin.
-        let closed = data.take();
-        drop(closed);
+        *data = None;
         let pin = if other_is_known { None } else { Some(Arc::new(sys::pin_at(dir, name)?)) };
         Ok(Self { counts: pin.is_some(), pin, closed: Some(data) })
     }

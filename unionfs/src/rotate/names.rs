@@ -58,10 +58,11 @@ pub(super) fn leave_index(tree: &Tree, nodes: &[Arc<Inode>]) -> Result<()> {
     let workdir = &tree.stack.upper()?.workdir;
     for inode in nodes {
         let indexed = inode.state.read().index.is_some();
-        if indexed {
-            inode.state.write().index = None;
+        if !indexed {
+            continue;
         }
-        if indexed && workdir.is_nfs() {
+        inode.state.write().index = None;
+        if workdir.is_nfs() {
             // It was opened by its entry, which would stay, and count, as long as it is.
             let closed = inode.data.write().take();
             drop(closed);

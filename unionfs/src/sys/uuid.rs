@@ -1,7 +1,7 @@
 //! The identifier of a file system, by which records of origin name it.
 //!
-//! Kernel overlayfs takes it from the superblock, and follows no record with another one. Programs can ask any file system since
-//! Linux 6.9; before, some have a request of their own.
+//! Kernel overlayfs takes it from the superblock, and follows no record with another one. Programs can ask most file systems since
+//! Linux 6.9. Before, and btrfs to this day, some have a request of their own.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -35,7 +35,7 @@ fn any(fd: BorrowedFd<'_>) -> Result<Uuid, Errno> {
     Ok(part(&out, 1))
 }
 
-/// Asks as kernels before Linux 6.9 can be asked.
+/// Asks as those can be asked that do not answer all alike.
 fn of_its_own(fd: BorrowedFd<'_>) -> Option<Uuid> {
     // Room for 16 bytes, and no flags. It is what the disk says: changed since the mount (tune2fs), the superblock has another one.
     let mut ext4 = [0; 24];

@@ -61,14 +61,17 @@ impl Readers {
     /// Returns a reader that has no entry, a new one if there may be another.
     fn free(&mut self, means: &Means) -> Option<&Reader> {
         let free = self.threads.iter().position(|reader| !reader.taken.load(Ordering::Acquire));
-        if free.is_none() && self.threads.len() < READERS {
-            match start(means.clone()) {
-                Ok(reader) => self.threads.push(reader),
-                Err(errno) => tracing::debug!("cannot start a thread for large reads: {errno}"),
-            }
-            return self.threads.last().filter(|reader| !reader.taken.load(Ordering::Acquire));
+        if free.is_some() || self.threads.len() >= READERS {
+            return self.threads.get(free?);
         }
-        self.threads.get(free?)
+        match start(means.clone()) {
+            Ok(reader) => self.threads.push(reader),
+            Err(errno) => {
+                tracing::debug!("cannot start a thread for large reads: {errno}");
+                return None;
+            }
+        }
+        self.threads.last()
     }
 
     /// Ends the threads. To be called when the connection has ended.

@@ -20,7 +20,6 @@ use rustix::thread::CpuSet;
 
 use super::awake::{Pause, Vigil};
 use super::disk::DiskReads;
-use super::processors::Processors;
 use super::readers::{Means, Readers};
 use super::sys::ring::{Entry, Event, HEADER_LEN, Ring};
 use super::workers::Workers;
@@ -148,8 +147,7 @@ fn prepare_queue(
     let ring = Ring::new(device.as_fd(), Some(waker.as_fd()), DEPTH)?;
     let entries = Entry::all(queue, DEPTH, payload_len)?;
     let (start, started) = channel();
-    let made =
-        Made { device: Arc::clone(device), places: Processors::of_this_thread(), ring, entries, waker };
+    let made = Made { device: Arc::clone(device), ring, entries, waker };
     let life = move || queue_thread(queue, made, &started);
     let thread = std::thread::Builder::new().name(format!("fuse-{queue}")).spawn(life)?;
     Ok((start, thread))
@@ -158,7 +156,6 @@ fn prepare_queue(
 /// What is made for a queue before anybody has agreed on io_uring.
 struct Made {
     device: Arc<OwnedFd>,
-    places: Processors,
     ring: Ring,
     entries: Vec<Entry>,
     waker: OwnedFd,
@@ -166,8 +163,9 @@ struct Made {
 
 /// The life of a queue's thread.
 fn queue_thread(queue: u16, made: Made, started: &Receiver<Start>) {
-    let Made { device, places, ring, entries, waker } = made;
+    let Made { device, ring, entries, waker } = made;
     let Ok((handler, workers, vigil)) = started.recv() else { return };
+    let places = workers.places();
     let outbox = Arc::new(Outbox { returned: Mutex::default(), waker });
     let mut queue = Queue {
         processor: usize::from(queue),

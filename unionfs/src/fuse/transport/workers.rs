@@ -43,6 +43,11 @@ impl Default for Workers {
 }
 
 impl Workers {
+    /// Returns where they run.
+    pub(super) const fn places(&self) -> Processors {
+        self.places
+    }
+
     /// Returns whether they may run on another processor than the thread that hands a job over.
     pub(super) fn have_room(&self) -> bool {
         self.places.count() > 1
