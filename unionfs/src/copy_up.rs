@@ -95,7 +95,8 @@ fn lift(tree: &Tree, inode: &Arc<Inode>, need: Need) -> Result<()> {
     };
     let job = CopyUp { tree, upper, inode, need };
     job.run().map_err(|error| error.during("copy up", label))?;
-    if inode.kind == FileKind::Regular {
+    let is_open = inode.data.read().is_some();
+    if is_open {
         tree.idle.used(inode);
     }
     Ok(())

@@ -446,7 +446,8 @@ impl Tree {
             if gone.kind == FileKind::Directory {
                 self.listings.lose(gone.serial);
                 directories.push(gone.id);
-            } else if gone.data.read().is_some() {
+            } else {
+                // It may be closed by now, and yet hold what pins it.
                 self.idle.forget(gone.serial);
             }
         }
