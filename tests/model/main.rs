@@ -136,9 +136,13 @@ fn on_nfs_a_removed_name_is_not_counted_among_the_links() {
         let calls: Vec<Call> = begin.iter().cloned().chain(end).collect();
         [(0, calls.clone()), (1, calls)]
     });
-    // The layers have the file under two names; what is copied up of it is never opened.
-    let of_the_lower = (94, vec![unlink("b/d/c"), Call::Forget, Call::Rotate]);
-    for (seed, calls) in of_a_new_file.chain([of_the_lower]) {
+    let of_the_lower = [
+        // A file of two names; what is copied up of it is never opened.
+        (94, vec![unlink("b/d/c"), Call::Forget, Call::Rotate]),
+        // What is held keeps its name in what becomes a lower.
+        (217, vec![Call::Hold(path_of("b/b/c")), replace("a/d", "b/b/c"), Call::Forget, Call::Rotate]),
+    ];
+    for (seed, calls) in of_a_new_file.chain(of_the_lower) {
         let directory = e2e::mounted::scratch();
         let root = directory.path().to_owned();
         e2e::nfs::imitated(&root, || {

@@ -65,6 +65,8 @@ pub(crate) struct LowerLayer {
     owners: Owners,
     /// Directory entries that are not shown: the directory's device and inode, and the name in it.
     hidden: Vec<(u64, u64, Vec<u8>)>,
+    /// It was the upper, on NFS, and the server may still hold open what was removed from it.
+    keeps_removed: bool,
     /// What was written down of the layer.
     catalog: Option<Arc<Catalog>>,
     /// Where its attributes are: beside it if it is an upper that a sidecar belongs to.
@@ -262,7 +264,8 @@ impl LowerLayer {
 
     /// Returns whether `name` in `dir` is not shown.
     pub(crate) fn hides(&self, dir: &LowerDir, name: &[u8]) -> bool {
-        self.hidden.iter().any(|(dev, ino, hidden)| (*dev, *ino) == dir.identity && hidden == name)
+        (self.keeps_removed && ondisk::is_silly_name(name))
+            || self.hidden.iter().any(|(dev, ino, hidden)| (*dev, *ino) == dir.identity && hidden == name)
     }
 
     /// Returns the device and inode number of the root.
@@ -327,7 +330,7 @@ impl LowerLayer {
 
     /// Returns what `name` in `dir` is; ENOENT for what is not shown. No system call where the catalog has it.
     pub(crate) fn look(&self, fds: &DirFds, dir: &LowerDir, name: &[u8]) -> Result<Looked> {
-        if dir.sealed || (!self.hidden.is_empty() && self.hides(dir, name)) {
+        if dir.sealed || self.hides(dir, name) {
             return Err(Error::new(Errno::NOENT));
         }
         if let Some(block) = self.known(fds, dir) {

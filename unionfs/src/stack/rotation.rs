@@ -77,7 +77,7 @@ impl LayerStack {
                 .during("rotate", "a mount rotated too often")
                 .hint("mount anew"));
         }
-        let mut sunk = LowerLayer::of_upper(now.path.clone(), now.root_fd(), options)?;
+        let mut sunk = LowerLayer::of_upper(now, options)?;
         let (root, opaque) = sunk.root_dir(top, self.namespace)?;
         sunk.was_upper = true;
         let mut lowers = vec![sunk];

@@ -192,6 +192,7 @@ impl<'a> Opener<'a> {
             bare_root: names.as_ref().is_ok_and(Vec::is_empty),
             owners: Owners::of_root_with(&names.unwrap_or_default()),
             hidden: Vec::new(),
+            keeps_removed: false,
             catalog: None,
             attributes: Arc::default(),
             handles_last,

@@ -1,7 +1,6 @@
 //! A layer that was an upper: made of one by a rotation, or told by the mark of its root.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +11,7 @@ use crate::ondisk::Namespace;
 use crate::options::MountOptions;
 use crate::stack::LayerStack;
 use crate::stack::marks;
+use crate::stack::upper::UpperLayer;
 
 impl LowerDir {
     /// Describes a directory of an upper that has become a lower.
@@ -42,7 +42,8 @@ impl LowerLayer {
     ///
     /// # Errors
     /// EOPNOTSUPP on an idmapped mount, whose lowers show other owners than its uppers.
-    pub(crate) fn of_upper(path: PathBuf, root: BorrowedFd<'_>, options: &MountOptions) -> Result<Self> {
+    pub(crate) fn of_upper(upper: &UpperLayer, options: &MountOptions) -> Result<Self> {
+        let (path, root) = (upper.path.clone(), upper.root_fd());
         let mut opener = Opener::new(options);
         if opener.mount_ids(root).is_some() {
             return Err(Error::new(Errno::OPNOTSUPP)
@@ -50,7 +51,8 @@ impl LowerLayer {
                 .hint("it lies on an idmapped mount and the options map ids too"));
         }
         let root = root.try_clone_to_owned()?;
-        Ok(Self { was_upper: true, ..opener.layer_of(path, root, None)? })
+        let keeps_removed = upper.workdir.is_nfs();
+        Ok(Self { was_upper: true, keeps_removed, ..opener.layer_of(path, root, None)? })
     }
 
     /// Learns from the root's mark whether this layer was an upper once.
