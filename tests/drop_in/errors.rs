@@ -33,7 +33,7 @@ fn what_cannot_be_mounted_is_refused_with_a_line_that_names_it() {
         ("lowerdir=l,upperdir=u,workdir=/dev/shm", "workdir"),
         ("lowerdir=l,upperdir=u,workdir=w,uidmapping=0:1", "uidmapping"),
         ("lowerdir=l,upperdir=u,workdir=w,timeout=abc", "timeout"),
-        ("lowerdir=//plugin/data/path,upperdir=u,workdir=w", "plugin"),
+        ("lowerdir=//nobody/data/path,upperdir=u,workdir=w", "nobody"),
     ] {
         let (code, message) = refused(options);
         assert!(code.is_some_and(|code| code != 0 && code != 124), "{options}: exit {code:?}: {message}");

@@ -33,6 +33,8 @@ pub enum Need {
     Exfat,
     /// docker and its daemon are installed.
     Docker,
+    /// A C compiler is installed.
+    Compiler,
 }
 
 impl Need {
@@ -72,6 +74,7 @@ impl Need {
                     .into()
             }),
             Self::StressNg => not_installed(&["stress-ng"]),
+            Self::Compiler => not_installed(&["cc"]),
         }
     }
 }

@@ -24,10 +24,12 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use crate::fuse::auto_unmount::Watched;
+use crate::fuse::beneath::Beneath;
 use crate::fuse::daemon::{self, Leave, Leaver, Mounted, Prepared, Side};
 use crate::fuse::mount;
 use crate::fuse::session::{Greeted, raise_open_files_limit};
 use crate::options::{MountOptions, Warning, Whiteouts};
+use crate::plugin;
 use crate::store;
 use crate::sys;
 use crate::union::Union;
@@ -226,7 +228,7 @@ fn serve(mountpoint: &Path, mut options: MountOptions, serving: Serving) -> Resu
     let place = Place::of(mountpoint)?;
     place.hide_from_layers(&mut options);
     let mut watched = place.watch(&options)?;
-    let beneath = store::beneath(&mut options)?;
+    let beneath = beneath(&mut options)?;
     // Layers first: from here on they are reached through descriptors only, so that one of them may lie below the
     // mount point, or be it.
     let union = Arc::new(Union::open(&options)?);
@@ -255,6 +257,15 @@ fn serve(mountpoint: &Path, mut options: MountOptions, serving: Serving) -> Resu
         mounted.take_away();
     }
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Serves layers that are no directories of this host, each kind by a process beside this one, and has `options` name them as
+/// directories, which they are for as long as what is returned is held.
+///
+/// # Errors
+/// What is wrong with them.
+fn beneath(options: &mut MountOptions) -> crate::error::Result<[Option<Beneath>; 2]> {
+    Ok([plugin::beneath(options)?, store::beneath(options)?])
 }
 
 /// Goes on in a daemon, if one is to serve; the process that was started ends here. What can fail is done by then, so that its

@@ -7,6 +7,7 @@
 //! inode number is the node number here; the union makes the two equal wherever it can.
 
 pub mod auto_unmount;
+pub(crate) mod beneath;
 pub mod control;
 pub mod convert;
 mod counters;

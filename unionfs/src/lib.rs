@@ -12,7 +12,7 @@
 //! Order of files: each uses only files listed below it.
 //!
 //! - 16 `cli`
-//! - 15 `store`
+//! - 15 `plugin`, `store`
 //! - 14 `fuse`, `tools`
 //! - 13 `union`
 //! - 12 `reload`, `rename`, `rotate`
@@ -54,6 +54,7 @@ mod name;
 pub mod ondisk;
 pub mod options;
 mod parts;
+mod plugin;
 mod reload;
 mod remove;
 mod rename;

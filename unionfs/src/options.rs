@@ -12,7 +12,8 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Errno, Error};
 use crate::idmap::{IdMap, IdView};
@@ -27,8 +28,10 @@ pub const DEFAULT_MAX_WRITE: u32 = 1 << 20;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MountOptions {
-    /// Lower layers, topmost first.
+    /// Lower layers, topmost first. A path that begins with two slashes is no directory's: see [`PluginLayer`].
     pub lowerdir: Vec<PathBuf>,
+    /// Plugins, by file; none: those that fuse-overlayfs would find.
+    pub plugins: Vec<PathBuf>,
     /// Layers below `lowerdir` that give file contents reached by a redirect, never names. Topmost first.
     pub datadir: Vec<PathBuf>,
     /// The writable layer; none mounts read-only.
@@ -422,6 +425,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         Self {
             lowerdir: Vec::new(),
+            plugins: Vec::new(),
             datadir: Vec::new(),
             upperdir: None,
             workdir: None,
@@ -468,6 +472,26 @@ impl Default for MountOptions {
             security: SecurityContexts::default(),
             debug: false,
         }
+    }
+}
+
+/// A lower layer that a plugin gives: `//NAME/DATA/PATH`. To the kernel two slashes at the beginning are one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginLayer {
+    /// The plugin's name.
+    pub name: Vec<u8>,
+    /// What is for the plugin to understand.
+    pub data: Vec<u8>,
+    /// Where the layer is, to the plugin.
+    pub path: Vec<u8>,
+}
+
+impl PluginLayer {
+    /// Reads the name of a layer; `None` for that of a directory.
+    pub fn named_by(path: &Path) -> Option<Self> {
+        let mut parts = path.as_os_str().as_bytes().strip_prefix(b"//")?.splitn(3, |byte| *byte == b'/');
+        let mut part = || parts.next().map(<[u8]>::to_vec);
+        Some(Self { name: part()?, data: part()?, path: part()? })
     }
 }
 

@@ -3,9 +3,6 @@
 //! There the upper is a directory with a log and files of contents (`unionfs-store`). [`beneath`] serves what they say in a
 //! process beside this one, over FUSE, and has the options name the upper and the workdir in there: everything above finds a
 //! file system that can do all that a union needs, and knows nothing of this.
-//!
-//! Not in this process: a thread that waits for an answer of a FUSE server cannot be killed once the server has the request,
-//! so a killed process that serves itself would wait for itself for ever.
 
 mod contents;
 mod files;
@@ -14,15 +11,15 @@ mod objects;
 mod reserve;
 mod served;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::AtFlags;
 
 use self::files::Files;
 use crate::error::{Errno, Error, Result};
+use crate::fuse::beneath::{Beneath, mount_detached, open_dir};
 use crate::fuse::daemon;
-use crate::fuse::mount::{self, Busy};
 use crate::options::{MountOptions, SidecarUse};
 use crate::stack::upper::{STORE, has_fleeting_numbers};
 use crate::sys::{self, Stat};
@@ -35,10 +32,6 @@ const WORK: &str = "work";
 const MOUNT_TYPE: &str = "unionfs-store";
 /// What statfs(2) tells of FUSE file systems.
 const FUSE: i64 = 0x6573_5546;
-
-/// Holds the store where the options name it, until the layers are open.
-#[derive(Debug)]
-pub(crate) struct Beneath(#[expect(dead_code, reason = "the paths lead through it")] OwnedFd);
 
 /// Serves the upper as a store if it is one or has to be, and has `options` name what is in there.
 ///
@@ -59,17 +52,16 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
     keep_apart(&path, options)?;
     let files = Files::open(&upper, &root_of_new(options, upper.as_fd())?)?;
     let epoch = files.epoch();
-    let (root, device) = mount_detached(&path)?;
+    let (store, device) = mount_detached(&path, MOUNT_TYPE, false)?;
     let told = if options.debug { daemon::Told::OnStandardError } else { daemon::Told::ToNobody };
     daemon::beside(told, move || {
         daemon::keep_only(&[&*files.descriptors(), &[device.as_fd()]].concat());
         served::serve(files, device)
     })?;
-    let within = |name| PathBuf::from(sys::proc_path(root.as_fd())).join(name);
-    options.upperdir = Some(within(UPPER));
-    options.workdir = options.workdir.as_ref().map(|_| within(WORK));
+    options.upperdir = Some(store.path(UPPER));
+    options.workdir = options.workdir.as_ref().map(|_| store.path(WORK));
     (options.sidecar, options.upper_epoch) = (SidecarUse::Auto, Some(epoch));
-    Ok(Some(Beneath(root)))
+    Ok(Some(store))
 }
 
 /// Returns whether an upper is a store, or can be an upper in no other way.
@@ -142,27 +134,6 @@ fn keep_apart(upper: &Path, options: &mut MountOptions) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes the mount of a store, which nobody can find by a path: it is seen on the upper for a moment only.
-fn mount_detached(upper: &Path) -> Result<(OwnedFd, OwnedFd)> {
-    let mut options = MountOptions {
-        upperdir: Some(upper.into()),
-        workdir: Some(upper.into()),
-        subtype: Some(MOUNT_TYPE.into()),
-        allow_other: Some(false),
-        ..MountOptions::default()
-    };
-    options.flags.nosuid = Some(true);
-    let device = mount::mount(upper, &options)?;
-    let root = open_dir(upper);
-    mount::unmount(upper, Busy::Detached)?;
-    Ok((root.map_err(|errno| Error::new(errno).during("open the store on", bytes(upper)))?, device))
-}
-
-fn open_dir(path: &Path) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    sys::retry(|| rustix::fs::openat(CWD, path, flags, Mode::empty()))
 }
 
 fn bytes(path: &Path) -> &[u8] {

@@ -8,6 +8,7 @@ pub(crate) mod dirents;
 pub(crate) mod handle;
 pub(crate) mod inode_flags;
 pub(crate) mod mount_attr;
+pub(crate) mod plugin;
 pub(crate) mod process;
 pub(crate) mod stat;
 pub(crate) mod uuid;

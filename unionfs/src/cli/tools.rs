@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use super::{Failure, NAME, complain, prepare_process, print, warn_about};
 use crate::fuse::control;
 use crate::options::MountOptions;
-use crate::store;
 use crate::tools::apply::{ApplyOptions, Devices, Format, Owners};
 use crate::tools::check::{self, Faults};
 use crate::tools::{apply, diff, merge};
@@ -155,7 +154,7 @@ pub(super) fn diff(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     need("upperdir", options.upperdir.is_some())?;
     need("lowerdir", !options.lowerdir.is_empty())?;
     prepare();
-    let _beneath = store::beneath(&mut options)?;
+    let _beneath = super::beneath(&mut options)?;
     let format = typed.format.as_deref().unwrap_or(OsStr::new("list"));
     match format.as_bytes() {
         b"list" => {
@@ -263,7 +262,7 @@ pub(super) fn check(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         need("upperdir", options.upperdir.is_some())?;
         need("workdir", options.workdir.is_some())?;
         prepare();
-        let _beneath = store::beneath(&mut options)?;
+        let _beneath = super::beneath(&mut options)?;
         let findings = check::check(&options, if typed.repair { Faults::Repaired } else { Faults::Told })?;
         let mut lines = String::new();
         for finding in &findings {
@@ -314,9 +313,12 @@ pub(super) fn merge(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     prepare();
-    let beneath = store::beneath(&mut options)?;
-    if beneath.is_some() && typed.replace.is_some() {
-        return Err("--replace: the upper is a store, which only --into can read".into());
+    let beneath = super::beneath(&mut options)?;
+    if beneath.iter().any(Option::is_some) && typed.replace.is_some() {
+        return Err(
+            "--replace: a store or a layer by a plugin is among the layers, which only --into can read"
+                .into(),
+        );
     }
     let (notes, said) = match (typed.into, typed.replace) {
         (Some(into), _) => (merge::merge(&options, &below, Path::new(&into))?, String::new()),

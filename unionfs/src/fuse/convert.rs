@@ -78,7 +78,7 @@ pub(crate) fn negative_attr() -> FileAttr {
 
 /// Returns what a directory entry without attributes carries: its number and that it is a directory. The kernel
 /// takes nothing else from the entries `.` and `..`, and counts no lookup for them.
-pub(super) fn dot_attr(ino: u64) -> FileAttr {
+pub(crate) fn dot_attr(ino: u64) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
         size: 0,

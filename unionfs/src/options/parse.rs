@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
 use super::{
-    AtimeMode, CopyUpMode, FsyncPolicy, MountOptions, OptionError, Warning, Whiteouts, show, support,
+    AtimeMode, CopyUpMode, FsyncPolicy, MountOptions, OptionError, PluginLayer, Warning, Whiteouts, show,
 };
 use crate::idmap::IdMap;
 
@@ -81,10 +81,7 @@ impl MountOptions {
         if known || IGNORED.contains(&word.key) || word.key.starts_with(b"x-") {
             return Ok(());
         }
-        match support::of_word(word.key) {
-            Some(warning) => warnings.push(warning),
-            None => warnings.push(Warning::UnknownWord(word.text.to_vec())),
-        }
+        warnings.push(Warning::UnknownWord(word.text.to_vec()));
         Ok(())
     }
 
@@ -96,6 +93,7 @@ impl MountOptions {
             }
             b"lowerdir+" => self.lowerdir.push(word.single_layer()?),
             b"datadir+" => self.datadir.push(word.single_layer()?),
+            b"plugins" => self.plugins = word.files(),
             b"upperdir" => self.upperdir = Some(word.path()?),
             b"workdir" => self.workdir = Some(word.path()?),
             b"hidden" => self.hidden.push(word.path()?),
@@ -257,7 +255,13 @@ impl<'a> Word<'a> {
                 path.push(byte);
             }
         }
-        Ok(OsString::from_vec(path).into())
+        Ok(directory(path))
+    }
+
+    /// Reads `FILE:FILE`.
+    fn files(&self) -> Vec<PathBuf> {
+        let files = split_layers(self.raw()).into_iter();
+        files.map(|(_, raw)| PathBuf::from(OsString::from_vec(unescape(raw)))).collect()
     }
 
     /// Reads `A:B::C`: layers, then data-only layers.
@@ -271,11 +275,20 @@ impl<'a> Word<'a> {
                 2 => in_data = true,
                 _ => return Err(self.error("more than two colons in a row")),
             }
-            if raw.starts_with(b"//") {
-                return Err(self.error("plugins (//NAME/DATA/PATH) are not supported"));
+            if !raw.starts_with(b"//") {
+                let path = directory(unescape(raw));
+                if in_data {
+                    data.push(path)
+                } else {
+                    names.push(path)
+                }
+                continue;
             }
-            let path = PathBuf::from(OsString::from_vec(unescape(raw)));
-            if in_data { data.push(path) } else { names.push(path) }
+            let layer = PathBuf::from(OsString::from_vec(unescape(raw)));
+            if in_data || PluginLayer::named_by(&layer).is_none() {
+                return Err(self.error("a layer by a plugin is //NAME/DATA/PATH, and has names"));
+            }
+            names.push(layer);
         }
         Ok((names, data))
     }
@@ -412,6 +425,13 @@ fn split_layers(text: &[u8]) -> Vec<(usize, &[u8])> {
             Some(_) => at += 1,
         }
     }
+}
+
+/// Returns the path of a layer that is a directory: it begins with one slash at most, unlike one that a plugin gives.
+fn directory(mut path: Vec<u8>) -> PathBuf {
+    let slashes = path.iter().take_while(|byte| **byte == b'/').count();
+    path.drain(..slashes.saturating_sub(1));
+    OsString::from_vec(path).into()
 }
 
 /// Removes escapes: `\ooo` is a byte, `\\:` and `\:` a colon, and a backslash before any other byte that byte.

@@ -103,6 +103,10 @@ impl MountOptions {
             list.layers("", ":", &self.lowerdir)?;
             list.layers("::", "::", &self.datadir)?;
         }
+        if !self.plugins.is_empty() {
+            list.word("plugins=")?;
+            list.layers("", ":", &self.plugins)?;
+        }
         list.text("upperdir", self.upperdir.as_ref())?;
         list.text("workdir", self.workdir.as_ref())?;
         self.hidden.iter().try_for_each(|path| list.text("hidden", Some(path)))
@@ -245,12 +249,11 @@ impl List<'_, '_> {
     }
 
     /// Shows bytes so that every level of reading leaves them as they are: what is special or not printable becomes
-    /// `\ooo`. A leading slash before another one too: two would name a plugin.
+    /// `\ooo`.
     fn escaped(&mut self, text: &OsStr) -> fmt::Result {
-        let bytes = text.as_bytes();
-        for (index, &byte) in bytes.iter().enumerate() {
+        for &byte in text.as_bytes() {
             let special = matches!(byte, b'\\' | b',' | b':' | b'"') || !byte.is_ascii_graphic();
-            if special || (index == 0 && bytes.starts_with(b"//")) {
+            if special {
                 write!(self.f, "\\{byte:03o}")?;
             } else {
                 write!(self.f, "{}", char::from(byte))?;

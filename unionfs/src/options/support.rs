@@ -20,17 +20,8 @@ const GAPS: &[Gap] = &[
     ),
 ];
 
-/// Words without a typed meaning whose absence is worth telling.
-const WORDS: &[(&str, &str)] = &[("plugins", "layers come from directories only")];
-
 /// Tells what of `options` has no effect.
 pub(super) fn check(options: &MountOptions) -> Vec<Warning> {
     let asked = GAPS.iter().filter(|(_, asked_for, _)| asked_for(options));
     asked.map(|&(option, _, instead)| Warning::NotSupported { option, instead }).collect()
-}
-
-/// Returns the warning for a word that is known to have no effect.
-pub(super) fn of_word(key: &[u8]) -> Option<Warning> {
-    let &(option, instead) = WORDS.iter().find(|(word, _)| word.as_bytes() == key)?;
-    Some(Warning::NotSupported { option, instead })
 }

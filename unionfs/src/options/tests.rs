@@ -120,10 +120,9 @@ fn harmless_words_are_silent_and_unknown_words_are_told() {
     let text = "lowerdir=/a,,private,rw,lazytime,defaults,nofail,_netdev,x-systemd.automount,threaded=1,clone_fd,\
                 fast_ino=0,splice_read,kernel_cache,max_read=131072,max_write,override_creds";
     parse(text);
-    let (_, warnings) = MountOptions::parse(["lowerdir=/a,frobnicate,what=1,plugins"]).unwrap();
+    let (_, warnings) = MountOptions::parse(["lowerdir=/a,frobnicate,what=1"]).unwrap();
     let lines: Vec<_> = warnings.iter().map(ToString::to_string).collect();
-    assert_eq!(lines[..2], ["unknown argument ignored: frobnicate", "unknown argument ignored: what=1"]);
-    assert!(lines[2].starts_with("plugins is not supported"), "{lines:?}");
+    assert_eq!(lines, ["unknown argument ignored: frobnicate", "unknown argument ignored: what=1"]);
 }
 
 #[test]
@@ -149,11 +148,24 @@ fn malformed_values_are_fatal_and_name_the_option() {
         "upperdir=",
         "lowerdir=/a::/b:/c",
         "lowerdir=/a:::/b",
-        "lowerdir=//plugin/data/path",
+        "lowerdir=//plugin/data",
+        "lowerdir=/a:://plugin/data/path",
     ] {
         let error = MountOptions::parse([text]).unwrap_err().to_string();
         assert!(error.contains(&format!("option \"{text}\": ")), "{error}");
     }
+}
+
+#[test]
+fn two_slashes_name_a_plugin_only_where_layers_are_listed() {
+    let options = parse(
+        "lowerdir=/a://name/data/path/of/it:\\057/b,lowerdir+=//c,plugins=/x.so:/y.so,upperdir=//u,workdir=/w",
+    );
+    assert_eq!(options.lowerdir, ["/a", "//name/data/path/of/it", "/b", "/c"].map(PathBuf::from));
+    let layer = PluginLayer::named_by(&options.lowerdir[1]).unwrap();
+    assert_eq!((&*layer.name, &*layer.data, &*layer.path), (&b"name"[..], &b"data"[..], &b"path/of/it"[..]));
+    assert_eq!(PluginLayer::named_by(&options.lowerdir[0]), None);
+    assert_eq!(options.plugins, ["/x.so", "/y.so"].map(PathBuf::from));
 }
 
 #[test]
@@ -232,10 +244,22 @@ fn any_flags() -> impl Strategy<Value = MountFlags> {
     )
 }
 
+/// A layer that is a directory.
+fn any_directory() -> impl Strategy<Value = PathBuf> {
+    any_path().prop_filter("two slashes", |path| !path.as_os_str().as_bytes().starts_with(b"//"))
+}
+
+fn any_layer() -> impl Strategy<Value = PathBuf> {
+    let of_a_plugin = any_path()
+        .prop_map(|path| OsString::from_vec([b"//name/data/", path.as_os_str().as_bytes()].concat()).into());
+    prop_oneof![4 => any_directory(), 1 => of_a_plugin]
+}
+
 prop_compose! {
     fn any_layers()(
-        lowerdir in prop::collection::vec(any_path(), 0..4),
-        datadir in prop::collection::vec(any_path(), 0..3),
+        lowerdir in prop::collection::vec(any_layer(), 0..4),
+        datadir in prop::collection::vec(any_directory(), 0..3),
+        plugins in prop::collection::vec(any_path(), 0..3),
         upperdir in prop::option::of(any_path()),
         workdir in prop::option::of(any_path()),
         hidden in prop::collection::vec(any_path(), 0..3),
@@ -244,6 +268,7 @@ prop_compose! {
     ) -> MountOptions {
         let mut options = MountOptions::new(lowerdir, None);
         (options.datadir, options.upperdir, options.workdir, options.hidden) = (datadir, upperdir, workdir, hidden);
+        options.plugins = plugins;
         options.fsname = fsname.map(Into::into);
         options.security.context = context.map(Into::into);
         options

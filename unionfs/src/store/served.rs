@@ -19,7 +19,8 @@ use fuser::{
 use parking_lot::Mutex;
 
 use super::files::{Change, Expected, Files, New, Place, Renaming, Seek, now};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Result};
+use crate::fuse::beneath::{self, send_attribute};
 use crate::fuse::convert;
 use crate::request::{Attr, FileKind, NodeId, SetTime, Timestamp};
 
@@ -40,16 +41,7 @@ const BLKSIZE: u32 = 4096;
 /// The connection broke otherwise than by its end.
 pub(super) fn serve(files: Files, device: OwnedFd) -> Result<()> {
     let server = Server(Mutex::new(State { files, listings: HashMap::new(), next: 1 }));
-    let mut config = fuser::Config::default();
-    config.n_threads = Some(1);
-    config.acl = fuser::SessionACL::All;
-    let session = fuser::Session::from_fd(server, device, config.acl, config)
-        .map_err(|error| Error::from(error).during("connect the store to", "/dev/fuse"))?;
-    match session.run() {
-        Ok(()) => Ok(()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::ENODEV)) => Ok(()),
-        Err(error) => Err(Error::from(error).during("serve the store over", "/dev/fuse")),
-    }
+    beneath::serve(server, device)
 }
 
 struct Server(Mutex<State>);
@@ -141,19 +133,6 @@ fn check_attribute(name: &OsStr) -> Result<()> {
         None => Err(Errno::OPNOTSUPP.into()),
         Some(b"") => Err(Errno::INVAL.into()),
         Some(_) => Ok(()),
-    }
-}
-
-/// Replies by the size rules of getxattr(2) and listxattr(2): size 0 asks for the size.
-fn send(reply: ReplyXattr, size: u32, value: std::result::Result<Vec<u8>, fuser::Errno>) {
-    let value = match value {
-        Ok(value) => value,
-        Err(errno) => return reply.error(errno),
-    };
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(&value),
-        _ => reply.error(fuser::Errno::ERANGE),
     }
 }
 
@@ -476,7 +455,7 @@ impl Filesystem for Server {
             check_attribute(name)?;
             Ok(state.files.attribute(ino.0, name.as_bytes())?.to_vec())
         });
-        send(reply, size, value);
+        send_attribute(reply, size, value);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -484,7 +463,7 @@ impl Filesystem for Server {
             let names = state.files.get(ino.0)?.attributes.keys();
             Ok(names.flat_map(|name| [name, &b"\0"[..]].concat()).collect())
         });
-        send(reply, size, names);
+        send_attribute(reply, size, names);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

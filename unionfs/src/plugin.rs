@@ -1,0 +1,148 @@
+//! Layers by plugins of fuse-overlayfs 1.x: `lowerdir=//NAME/DATA/PATH`, `plugins=FILE:FILE`.
+//!
+//! [`beneath`] has a process beside this one load them and serve their layers over FUSE, read-only, and has the options name these
+//! as directories: everything above finds layers as any others. No foreign code runs in this process, and one that crashes or
+//! hangs there is a layer that does.
+
+mod served;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::pipe::PipeFlags;
+
+use crate::error::{Errno, Error, Result};
+use crate::fuse::beneath::{self, Beneath, mount_detached};
+use crate::fuse::daemon;
+use crate::options::{MountOptions, PluginLayer};
+use crate::sys::plugin::{Layer, Plugin};
+
+/// What the mount of such layers is called among the mounts.
+const MOUNT_TYPE: &str = "unionfs-plugin";
+/// Where plugins are looked for if the options name none.
+const DEFAULT: &str = "/usr/libexec/fuse-overlayfs";
+
+/// Serves the layers by plugins that the options name, and has `options` name them as directories.
+///
+/// To be called while this process has one thread.
+///
+/// # Errors
+/// EINVAL with what is wrong with a plugin, or what it says to a layer; what mounting and forking answer.
+pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
+    let wanted: Vec<PluginLayer> =
+        options.lowerdir.iter().filter_map(|path| PluginLayer::named_by(path)).collect();
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let (layers, device) = mount()?;
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
+    let files = options.plugins.clone();
+    let told = if options.debug { daemon::Told::OnStandardError } else { daemon::Told::ToNobody };
+    daemon::beside(told, move || {
+        daemon::keep_only(&[device.as_fd(), writer.as_fd()]);
+        serve(&files, &wanted, device, File::from(writer))
+    })?;
+    let counts = read_answer(File::from(reader))?;
+    let mut counts = counts.into_iter();
+    let mut number = 0;
+    let mut lowerdir = Vec::new();
+    for path in std::mem::take(&mut options.lowerdir) {
+        if PluginLayer::named_by(&path).is_none() {
+            lowerdir.push(path);
+            continue;
+        }
+        let next = number + counts.next().unwrap_or(0);
+        lowerdir.extend((number..next).map(|number| layers.path(&number.to_string())));
+        number = next;
+    }
+    options.lowerdir = lowerdir;
+    Ok(Some(layers))
+}
+
+/// Makes the mount, on a directory that is there for a moment only.
+fn mount() -> Result<(Beneath, OwnedFd)> {
+    let template = std::env::temp_dir().join("unionfs-XXXXXX");
+    let place = nix::unistd::mkdtemp(&template).map_err(|errno| {
+        Error::from(std::io::Error::from(errno)).during("make", template.as_os_str().as_bytes())
+    })?;
+    let mounted = mount_detached(&place, MOUNT_TYPE, true);
+    match std::fs::remove_dir(&place) {
+        Ok(()) => mounted,
+        Err(error) => mounted.and(Err(Error::from(error).during("remove", place.as_os_str().as_bytes()))),
+    }
+}
+
+/// Loads the plugins, tells how many layers each wanted one is, and serves them all.
+fn serve(files: &[PathBuf], wanted: &[PluginLayer], device: OwnedFd, mut answer: File) -> Result<()> {
+    let loaded = load(files, wanted);
+    let text = match &loaded {
+        Ok(layers) => layers.iter().map(|layers| format!("{} ", layers.len())).collect(),
+        Err(text) => format!("!{text}"),
+    };
+    answer.write_all(text.as_bytes())?;
+    drop(answer);
+    match loaded {
+        Ok(layers) => beneath::serve(served::Server::new(layers.into_iter().flatten().collect()), device),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Returns how many layers each wanted one is.
+fn read_answer(mut answer: File) -> Result<Vec<usize>> {
+    let mut text = String::new();
+    let read = answer.read_to_string(&mut text);
+    let fault = |text: &str| Err(Error::new(Errno::INVAL).during("use", text.as_bytes()));
+    match (read, text.strip_prefix('!')) {
+        (Err(error), _) => Err(error.into()),
+        (Ok(_), Some(told)) => fault(told),
+        // It always says something.
+        (Ok(0), None) => fault("plugins: the process that loads them was killed by one"),
+        (Ok(_), None) => Ok(text.split_ascii_whitespace().filter_map(|count| count.parse().ok()).collect()),
+    }
+}
+
+/// Loads the layers of each wanted one, or tells what is wrong.
+fn load(files: &[PathBuf], wanted: &[PluginLayer]) -> std::result::Result<Vec<Vec<Layer>>, String> {
+    let found;
+    let files = match files {
+        [] => {
+            found = default_plugins();
+            &found
+        }
+        named => named,
+    };
+    let mut plugins: Vec<Plugin> = Vec::new();
+    for file in files {
+        let plugin = Plugin::open(file).map_err(|text| format!("plugin {}: {text}", file.display()))?;
+        if plugins.iter().any(|other| other.name() == plugin.name()) {
+            return Err(format!("plugin {}: there is one of its name already", file.display()));
+        }
+        plugins.push(plugin);
+    }
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| "a NUL in the name of a layer".to_owned());
+    let mut layers = Vec::new();
+    for layer in wanted {
+        let shown = layer.path.escape_ascii();
+        let plugin = plugins
+            .iter()
+            .find(|plugin| plugin.name().to_bytes() == layer.name)
+            .ok_or_else(|| format!("plugin {}: there is none of that name", layer.name.escape_ascii()))?;
+        let of_it = plugin
+            .layers(&text(&layer.data)?, &text(&layer.path)?)
+            .map_err(|text| format!("layer {shown} of plugin {}: {text}", layer.name.escape_ascii()))?;
+        layers.push(of_it);
+    }
+    Ok(layers)
+}
+
+/// Returns what is in the directory of fuse-overlayfs' plugins.
+fn default_plugins() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(Path::new(DEFAULT)).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.sort();
+    files
+}
