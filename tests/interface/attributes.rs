@@ -20,6 +20,12 @@ fn birth_times_are_shown_and_stay() {
     if over_fuser() {
         return skip("interface::attributes", "the fuser crate knows no times of birth");
     }
+    if e2e::require::kernel() < (6, 6) {
+        return skip(
+            "interface::attributes",
+            "before Linux 6.6 the kernel asks no FUSE server for times of birth",
+        );
+    }
     let scratch = scratch();
     let mut mounted = union(scratch.path(), &[LayerTree::new().file("f", "1").dir("d")], "");
     let birth = |path: &Path| {

@@ -79,6 +79,14 @@ impl Need {
     }
 }
 
+/// Returns the first two numbers of the kernel's release.
+pub fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers =
+        release.split(|digit: char| !digit.is_ascii_digit()).map_while(|text| text.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 fn not_installed(programs: &[&str]) -> Option<String> {
     let missing = programs.iter().find(|program| !quiet(&[program, "--version"]))?;
     Some(format!("{missing} is not installed"))
