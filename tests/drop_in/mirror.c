@@ -40,10 +40,12 @@ static int load(struct layer *layer, const char *data, const char *path, int num
 {
 	char *at;
 	(void)data;
-	if (asprintf(&at, "/%s/%d", path, number) < 0)
+	if (asprintf(&at, "%s/%d", path, number) < 0)
 		return -1;
 	layer->fd = open(at, O_DIRECTORY | O_CLOEXEC);
-	layer->own = at;
+	/* Programs that serve layers leave the directory that they were started in. */
+	layer->own = realpath(at, NULL);
+	free(at);
 	return layer->fd < 0 ? -1 : 0;
 }
 

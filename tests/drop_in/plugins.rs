@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use e2e::mounted::{Layers, Mounted, scratch};
-use e2e::program::{mount_type, run, wait_until};
+use e2e::program::{Unmount, mount_type, run, wait_until};
 use e2e::require;
 use e2e::snapshot::Snapshot;
 use e2e::tree::LayerTree;
@@ -66,8 +66,7 @@ fn place() -> Place {
     LayerTree::new().file("dir/lowest", "9").file("lowest", "10").build(&layers.lowers[0]);
     let mut directories = vec![base.join("layers/0"), base.join("layers/1")];
     directories.append(&mut layers.lowers.clone());
-    let shown = base.join("layers").display().to_string();
-    layers.lowers.insert(0, format!("//mirror/2/{}", shown.trim_start_matches('/')).into());
+    layers.lowers.insert(0, format!("//mirror/2/{}", base.join("layers").display()).into());
     layers.extra.push_str(&format!(",plugins={}", plugin.display()));
     Place { layers, directories, scratch }
 }
@@ -125,7 +124,7 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
     compiled(&base, "nameless.so", &["-Dplugin_name=another_name"]);
     fs::write(base.join("text.so"), "text").unwrap();
     let in_base = |name: &str| base.join(name).display().to_string();
-    let layer = format!("//mirror/2{}", in_base("layers"));
+    let layer = format!("//mirror/2/{}", in_base("layers"));
     for (plugins, lower, told) in [
         (in_base("nowhere.so"), layer.clone(), "nowhere.so"),
         (in_base("text.so"), layer.clone(), "text.so"),
@@ -136,9 +135,9 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
             layer.clone(),
             "twin.so: there is one of its name already",
         ),
-        (mirror.clone(), format!("//another/2{}", in_base("layers")), "another: there is none of that name"),
-        (mirror.clone(), format!("//mirror/0{}", in_base("layers")), "does not take it"),
-        (mirror.clone(), format!("//mirror/3{}", in_base("layers")), "cannot load its layer 2"),
+        (mirror.clone(), format!("//another/2/{}", in_base("layers")), "another: there is none of that name"),
+        (mirror.clone(), format!("//mirror/0/{}", in_base("layers")), "does not take it"),
+        (mirror.clone(), format!("//mirror/3/{}", in_base("layers")), "cannot load its layer 2"),
         (mirror.clone(), "//mirror/exits/x".to_owned(), "killed by one"),
         (mirror, "//mirror".to_owned(), "//NAME/DATA/PATH"),
     ] {
@@ -149,6 +148,17 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
         assert!(text.lines().count() <= 2 && !text.contains("panicked"), "{options}: {text}");
         assert_eq!(mount_type(&base.join("merged")), None, "{options}");
     }
+}
+
+#[test]
+fn paths_of_plugins_and_layers_are_relative_to_where_the_command_was_given() {
+    require!(Fuse, Union, Compiler);
+    let place = place();
+    let base = place.scratch.path().canonicalize().unwrap();
+    let output = run(&base, &["-o", "plugins=./mirror.so,lowerdir=//mirror/1/layers", "merged"]);
+    let mounted = Unmount(base.join("merged"));
+    assert!(output.status.success(), "{}", output.stderr.escape_ascii());
+    assert_eq!(fs::read(mounted.0.join("changed")).unwrap(), b"new");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::pipe::PipeFlags;
 
 use crate::error::{Errno, Error, Result};
-use crate::fuse::beneath::{self, Beneath, mount_detached};
+use crate::fuse::beneath::{self, Beneath, mount_detached, open_dir};
 use crate::fuse::daemon;
 use crate::options::{MountOptions, PluginLayer};
 use crate::sys::plugin::{Layer, Plugin};
@@ -41,14 +41,21 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
     let (layers, device) = mount()?;
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
     let files = options.plugins.clone();
+    let here = open_dir(Path::new("."))?;
     let told = if options.debug { daemon::Told::OnStandardError } else { daemon::Told::ToNobody };
     daemon::beside(told, move || {
-        daemon::keep_only(&[device.as_fd(), writer.as_fd()]);
+        daemon::keep_only(&[device.as_fd(), writer.as_fd(), here.as_fd()]);
+        // Paths may be relative, also those that only the plugin reads.
+        rustix::process::fchdir(here)?;
         serve(&files, &wanted, device, File::from(writer))
     })?;
-    let counts = read_answer(File::from(reader))?;
-    let mut counts = counts.into_iter();
-    let mut number = 0;
+    name_directories(options, &layers, read_answer(File::from(reader))?);
+    Ok(Some(layers))
+}
+
+/// Has the options name each layer by a plugin as the directories that it is, `counts` of them.
+fn name_directories(options: &mut MountOptions, layers: &Beneath, counts: Vec<usize>) {
+    let (mut counts, mut number) = (counts.into_iter(), 0);
     let mut lowerdir = Vec::new();
     for path in std::mem::take(&mut options.lowerdir) {
         if PluginLayer::named_by(&path).is_none() {
@@ -60,7 +67,6 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
         number = next;
     }
     options.lowerdir = lowerdir;
-    Ok(Some(layers))
 }
 
 /// Makes the mount, on a directory that is there for a moment only.
@@ -79,6 +85,7 @@ fn mount() -> Result<(Beneath, OwnedFd)> {
 /// Loads the plugins, tells how many layers each wanted one is, and serves them all.
 fn serve(files: &[PathBuf], wanted: &[PluginLayer], device: OwnedFd, mut answer: File) -> Result<()> {
     let loaded = load(files, wanted);
+    rustix::process::chdir("/")?;
     let text = match &loaded {
         Ok(layers) => layers.iter().map(|layers| format!("{} ", layers.len())).collect(),
         Err(text) => format!("!{text}"),

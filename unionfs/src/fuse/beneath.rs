@@ -3,14 +3,18 @@
 //! Not in this process: a thread that waits for an answer of a FUSE server cannot be killed once the server has the request,
 //! so a killed process that serves itself would wait for itself for ever.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use super::convert;
 use super::mount::{self, Busy};
 use crate::error::{Errno, Error, Result};
 use crate::options::MountOptions;
+use crate::request::FileKind;
 use crate::sys;
 
 /// Holds such a file system where the options name it, until the layers are open.
@@ -67,6 +71,24 @@ pub(crate) fn serve(server: impl fuser::Filesystem, device: OwnedFd) -> Result<(
         Ok(()) => Ok(()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::ENODEV)) => Ok(()),
         Err(error) => Err(Error::from(error).during("serve over", "/dev/fuse")),
+    }
+}
+
+/// A name in a listing.
+pub(crate) struct Listed {
+    pub id: u64,
+    pub kind: FileKind,
+    pub name: Vec<u8>,
+}
+
+/// Adds the names from `offset` on that there is room for to what readdir(3) is told.
+pub(crate) fn add_names(reply: &mut fuser::ReplyDirectory, listing: &[Listed], offset: u64) {
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (at, listed) in listing.iter().enumerate().skip(from) {
+        let (kind, name) = (convert::file_type(listed.kind), OsStr::from_bytes(&listed.name));
+        if reply.add(fuser::INodeNo(listed.id), at as u64 + 1, kind, name) {
+            break;
+        }
     }
 }
 

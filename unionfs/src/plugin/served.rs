@@ -8,14 +8,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use fuser::{
-    Errno as FuserErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyXattr, Request,
+    Errno as FuserErrno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
 use parking_lot::Mutex;
 
 use crate::error::{Errno, Result};
-use crate::fuse::beneath::send_attribute;
+use crate::fuse::beneath::{Listed, add_names, send_attribute};
 use crate::fuse::convert;
 use crate::request::{Attr, FileKind, NodeId, Timestamp};
 use crate::sys::plugin::Layer;
@@ -39,13 +38,6 @@ struct State {
     listings: HashMap<u64, Vec<Listed>>,
     /// Number of what is opened next.
     next: u64,
-}
-
-/// A name in a listing.
-struct Listed {
-    id: u64,
-    kind: FileType,
-    name: Vec<u8>,
 }
 
 impl Server {
@@ -112,7 +104,7 @@ impl State {
     fn list(&mut self, id: u64) -> Result<Vec<Listed>> {
         let mut listing: Vec<Listed> = [&b"."[..], b".."]
             .into_iter()
-            .map(|name| Listed { id, kind: FileType::Directory, name: name.to_vec() })
+            .map(|name| Listed { id, kind: FileKind::Directory, name: name.to_vec() })
             .collect();
         let (layer, number_of_layer, dir) = self.place(id)?;
         for entry in layer.list(dir)? {
@@ -125,7 +117,7 @@ impl State {
                 None => FileKind::from_mode(layer.stat(&path)?.st_mode),
             };
             let id = number(number_of_layer, entry.ino, &path);
-            listing.push(Listed { id, kind: convert::file_type(kind), name: entry.name });
+            listing.push(Listed { id, kind, name: entry.name });
         }
         Ok(listing)
     }
@@ -293,12 +285,7 @@ impl Filesystem for Server {
     ) {
         let state = self.0.lock();
         let listing = state.listings.get(&handle.0).map(Vec::as_slice).unwrap_or_default();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, listed) in listing.iter().enumerate().skip(from) {
-            if reply.add(INodeNo(listed.id), at as u64 + 1, listed.kind, OsStr::from_bytes(&listed.name)) {
-                break;
-            }
-        }
+        add_names(&mut reply, listing, offset);
         reply.ok();
     }
 

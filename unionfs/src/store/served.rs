@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::files::{Change, Expected, Files, New, Place, Renaming, Seek, now};
 use crate::error::{Errno, Result};
-use crate::fuse::beneath::{self, send_attribute};
+use crate::fuse::beneath::{self, Listed, add_names, send_attribute};
 use crate::fuse::convert;
 use crate::request::{Attr, FileKind, NodeId, SetTime, Timestamp};
 
@@ -52,13 +52,6 @@ struct State {
     listings: HashMap<u64, Vec<Listed>>,
     /// Number of the next open directory.
     next: u64,
-}
-
-/// A name in a listing.
-struct Listed {
-    name: Vec<u8>,
-    id: u64,
-    kind: FileKind,
 }
 
 impl Server {
@@ -379,13 +372,7 @@ impl Filesystem for Server {
                 state.listings.insert(handle.0, list(&state.files, ino.0)?);
             }
             let listing = state.listings.get(&handle.0).map(Vec::as_slice).unwrap_or_default();
-            let from = usize::try_from(offset).unwrap_or(usize::MAX);
-            for (at, listed) in listing.iter().enumerate().skip(from) {
-                let (kind, name) = (convert::file_type(listed.kind), OsStr::from_bytes(&listed.name));
-                if reply.add(INodeNo(listed.id), at as u64 + 1, kind, name) {
-                    break;
-                }
-            }
+            add_names(&mut reply, listing, offset);
             Ok(())
         });
         match read {
