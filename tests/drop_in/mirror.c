@@ -1,5 +1,6 @@
 /* A plugin for layers (`plugin.h` of fuse-overlayfs 1.x): PATH/0, PATH/1 and so on as they are, DATA of them.
- * "exits" in the place of a number, and a lookup of "exit", end the process. */
+ * It wants to find the workdir, and leaves a file PATH/released at the end. "exits" in the place of a number, and a lookup of
+ * "exit", end the process. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -20,10 +21,14 @@
 #endif
 
 struct source;
+struct mount {
+	void *others[9];
+	const char *workdir;
+};
 struct layer {
 	struct layer *next;
 	struct source *source;
-	void *mount;
+	struct mount *mount;
 	char *path;
 	int fd;
 	bool low;
@@ -36,10 +41,16 @@ static int count(const char *data, const char *path)
 	return atoi(data);
 }
 
+static int place = -1;
+
 static int load(struct layer *layer, const char *data, const char *path, int number)
 {
 	char *at;
 	(void)data;
+	if (access(layer->mount->workdir, W_OK) != 0)
+		return -1;
+	if (place < 0)
+		place = open(path, O_DIRECTORY | O_CLOEXEC);
 	if (asprintf(&at, "%s/%d", path, number) < 0)
 		return -1;
 	layer->fd = open(at, O_DIRECTORY | O_CLOEXEC);
@@ -155,5 +166,5 @@ struct source *plugin_load(const char *data, const char *path)
 
 int plugin_release(void)
 {
-	return 0;
+	return openat(place, "released", O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
 }

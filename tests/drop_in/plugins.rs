@@ -122,6 +122,7 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
     compiled(&base, "twin.so", &[]);
     compiled(&base, "future.so", &["-DVERSION=2"]);
     compiled(&base, "nameless.so", &["-Dplugin_name=another_name"]);
+    compiled(&base, "endless.so", &["-Dplugin_release=another_release"]);
     fs::write(base.join("text.so"), "text").unwrap();
     let in_base = |name: &str| base.join(name).display().to_string();
     let layer = format!("//mirror/2/{}", in_base("layers"));
@@ -130,6 +131,7 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
         (in_base("text.so"), layer.clone(), "text.so"),
         (in_base("future.so"), layer.clone(), "version 2"),
         (in_base("nameless.so"), layer.clone(), "it has no plugin_name"),
+        (in_base("endless.so"), layer.clone(), "it has no plugin_release"),
         (
             format!("{mirror}:{}", in_base("twin.so")),
             layer.clone(),
@@ -141,7 +143,7 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
         (mirror.clone(), "//mirror/exits/x".to_owned(), "killed by one"),
         (mirror, "//mirror".to_owned(), "//NAME/DATA/PATH"),
     ] {
-        let options = format!("plugins={plugins},lowerdir={lower}");
+        let options = format!("plugins={plugins},lowerdir={lower},upperdir=upper,workdir=work");
         let output = run(&base, &["-o", &options, "merged"]);
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && text.contains(told), "{options}: {text}");
@@ -155,7 +157,8 @@ fn paths_of_plugins_and_layers_are_relative_to_where_the_command_was_given() {
     require!(Fuse, Union, Compiler);
     let place = place();
     let base = place.scratch.path().canonicalize().unwrap();
-    let output = run(&base, &["-o", "plugins=./mirror.so,lowerdir=//mirror/1/layers", "merged"]);
+    let options = "plugins=./mirror.so,lowerdir=//mirror/1/layers,upperdir=upper,workdir=work";
+    let output = run(&base, &["-o", options, "merged"]);
     let mounted = Unmount(base.join("merged"));
     assert!(output.status.success(), "{}", output.stderr.escape_ascii());
     assert_eq!(fs::read(mounted.0.join("changed")).unwrap(), b"new");
@@ -174,14 +177,16 @@ fn a_plugin_that_crashes_is_a_layer_that_fails() {
 }
 
 #[test]
-fn the_process_of_plugins_ends_with_the_union() {
+fn plugins_are_released_and_their_process_ends_with_the_union() {
     require!(Fuse, Union, Compiler);
     let place = place();
-    let plugin = place.scratch.path().canonicalize().unwrap().join("mirror.so");
+    let base = place.scratch.path().canonicalize().unwrap();
+    let plugin = base.join("mirror.so");
     let mounted = Mounted::new(place.layers.clone());
     assert_eq!(users_of(&plugin), 1);
     drop(mounted);
     assert!(wait_until(|| users_of(&plugin) == 0), "a process still has the plugin");
+    assert!(base.join("layers/released").exists());
 }
 
 /// Returns how many processes have a file mapped.

@@ -40,14 +40,16 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
     }
     let (layers, device) = mount()?;
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
-    let files = options.plugins.clone();
+    let (files, workdir) = (options.plugins.clone(), options.workdir.clone());
     let here = open_dir(Path::new("."))?;
     let told = if options.debug { daemon::Told::OnStandardError } else { daemon::Told::ToNobody };
     daemon::beside(told, move || {
         daemon::keep_only(&[device.as_fd(), writer.as_fd(), here.as_fd()]);
         // Paths may be relative, also those that only the plugin reads.
         rustix::process::fchdir(here)?;
-        serve(&files, &wanted, device, File::from(writer))
+        let loaded = load(&files, &wanted, workdir.as_deref());
+        rustix::process::chdir("/")?;
+        serve(loaded, device, File::from(writer))
     })?;
     name_directories(options, &layers, read_answer(File::from(reader))?);
     Ok(Some(layers))
@@ -82,18 +84,26 @@ fn mount() -> Result<(Beneath, OwnedFd)> {
     }
 }
 
-/// Loads the plugins, tells how many layers each wanted one is, and serves them all.
-fn serve(files: &[PathBuf], wanted: &[PluginLayer], device: OwnedFd, mut answer: File) -> Result<()> {
-    let loaded = load(files, wanted);
-    rustix::process::chdir("/")?;
+/// Plugins, and the layers that each wanted one is; these end before what they are of.
+struct Loaded {
+    layers: Vec<Vec<Layer>>,
+    plugins: Vec<Plugin>,
+}
+
+/// Tells how many layers each wanted one is, or what is wrong, and serves them all.
+fn serve(loaded: std::result::Result<Loaded, String>, device: OwnedFd, mut answer: File) -> Result<()> {
     let text = match &loaded {
-        Ok(layers) => layers.iter().map(|layers| format!("{} ", layers.len())).collect(),
+        Ok(Loaded { layers, .. }) => layers.iter().map(|layers| format!("{} ", layers.len())).collect(),
         Err(text) => format!("!{text}"),
     };
     answer.write_all(text.as_bytes())?;
     drop(answer);
     match loaded {
-        Ok(layers) => beneath::serve(served::Server::new(layers.into_iter().flatten().collect()), device),
+        Ok(Loaded { layers, plugins }) => {
+            let served = beneath::serve(served::Server::new(layers.into_iter().flatten().collect()), device);
+            drop(plugins);
+            served
+        }
         Err(_) => Ok(()),
     }
 }
@@ -113,7 +123,11 @@ fn read_answer(mut answer: File) -> Result<Vec<usize>> {
 }
 
 /// Loads the layers of each wanted one, or tells what is wrong.
-fn load(files: &[PathBuf], wanted: &[PluginLayer]) -> std::result::Result<Vec<Vec<Layer>>, String> {
+fn load(
+    files: &[PathBuf],
+    wanted: &[PluginLayer],
+    workdir: Option<&Path>,
+) -> std::result::Result<Loaded, String> {
     let found;
     let files = match files {
         [] => {
@@ -131,6 +145,7 @@ fn load(files: &[PathBuf], wanted: &[PluginLayer]) -> std::result::Result<Vec<Ve
         plugins.push(plugin);
     }
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| "a NUL in the name of a layer".to_owned());
+    let workdir = workdir.map(|path| text(path.as_os_str().as_bytes())).transpose()?;
     let mut layers = Vec::new();
     for layer in wanted {
         let shown = layer.path.escape_ascii();
@@ -139,11 +154,11 @@ fn load(files: &[PathBuf], wanted: &[PluginLayer]) -> std::result::Result<Vec<Ve
             .find(|plugin| plugin.name().to_bytes() == layer.name)
             .ok_or_else(|| format!("plugin {}: there is none of that name", layer.name.escape_ascii()))?;
         let of_it = plugin
-            .layers(&text(&layer.data)?, &text(&layer.path)?)
+            .layers(&text(&layer.data)?, &text(&layer.path)?, workdir.as_deref())
             .map_err(|text| format!("layer {shown} of plugin {}: {text}", layer.name.escape_ascii()))?;
         layers.push(of_it);
     }
-    Ok(layers)
+    Ok(Loaded { layers, plugins })
 }
 
 /// Returns what is in the directory of fuse-overlayfs' plugins.

@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::mem::zeroed;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use crate::error::Errno;
 
@@ -18,8 +18,8 @@ const VERSION: c_int = 1;
 const XATTR_MAX: usize = 64 << 10;
 /// Bytes of the longest target of a symbolic link.
 const PATH_MAX: usize = 4096;
-/// Bytes of what a layer shows of the mount, all 0: more than any version has.
-const MOUNT: usize = 1024;
+/// Words behind the workdir in what a layer shows of the mount: more than any version has.
+const MOUNT_REST: usize = 128;
 
 type Number = unsafe extern "C" fn() -> c_int;
 type Name = unsafe extern "C" fn() -> *const c_char;
@@ -52,7 +52,7 @@ struct Table {
 struct RawLayer {
     next: *mut RawLayer,
     ds: *const Table,
-    ovl_data: *mut [u64; MOUNT / 8],
+    ovl_data: *mut RawMount,
     path: *mut c_char,
     fd: c_int,
     low: bool,
@@ -63,17 +63,27 @@ struct RawLayer {
     fh: *mut c_void,
 }
 
+/// `struct ovl_data`, of which all versions have the first ten fields in one order. What is not told is 0.
+#[repr(C)]
+struct RawMount {
+    _before: [usize; 9],
+    workdir: *const c_char,
+    _rest: [u64; MOUNT_REST],
+}
+
 /// A plugin. Stays in the process: those written in Go cannot be unloaded.
 pub(crate) struct Plugin {
     name: CString,
     load: Load,
+    release: Number,
 }
 
 /// A layer of a plugin.
 pub(crate) struct Layer {
     table: *const Table,
     raw: Box<RawLayer>,
-    _mount: Box<[u64; MOUNT / 8]>,
+    _mount: Box<RawMount>,
+    _workdir: Option<CString>,
 }
 
 // SAFETY: what is pointed to is the layer's own or, as the table, never changes; nothing of it belongs to a thread.
@@ -116,8 +126,10 @@ impl Plugin {
         }
         // SAFETY: as above.
         let load = unsafe { std::mem::transmute::<*mut c_void, Load>(symbol(c"plugin_load")?) };
+        // SAFETY: as above.
+        let release = unsafe { std::mem::transmute::<*mut c_void, Number>(symbol(c"plugin_release")?) };
         // SAFETY: the plugin's name is a string that stays.
-        Ok(Self { name: unsafe { CStr::from_ptr(name) }.to_owned(), load })
+        Ok(Self { name: unsafe { CStr::from_ptr(name) }.to_owned(), load, release })
     }
 
     /// Returns the name by which layers ask for it.
@@ -125,11 +137,17 @@ impl Plugin {
         &self.name
     }
 
-    /// Returns the layers that it has at `path`, topmost first; what `data` means is the plugin's.
+    /// Returns the layers that it has at `path`, topmost first; what `data` means is the plugin's. It may keep files of its own in
+    /// the workdir.
     ///
     /// # Errors
     /// The plugin has refused them, in words.
-    pub(crate) fn layers(&self, data: &CStr, path: &CStr) -> Result<Vec<Layer>, String> {
+    pub(crate) fn layers(
+        &self,
+        data: &CStr,
+        path: &CStr,
+        workdir: Option<&CStr>,
+    ) -> Result<Vec<Layer>, String> {
         // SAFETY: the plugin takes two strings.
         let table = unsafe { (self.load)(data.as_ptr(), path.as_ptr()) };
         // SAFETY: a table that is not null is valid for as long as the plugin is loaded.
@@ -144,7 +162,7 @@ impl Plugin {
             return Err("the plugin does not tell how many layers it is".to_owned());
         }
         let layer = |number| {
-            let mut layer = Layer::new(table);
+            let mut layer = Layer::new(table, workdir);
             // SAFETY: the layer is what the interface says, and its own.
             match unsafe { load(&raw mut *layer.raw, data.as_ptr(), path.as_ptr(), number) } {
                 0.. => Ok(layer),
@@ -152,6 +170,13 @@ impl Plugin {
             }
         };
         (0..count).map(layer).collect()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        // SAFETY: the library stays loaded, and none of its layers is left.
+        unsafe { (self.release)() };
     }
 }
 
@@ -167,8 +192,13 @@ fn last_error() -> String {
 }
 
 impl Layer {
-    fn new(table: *const Table) -> Self {
-        let mut mount = Box::new([0; MOUNT / 8]);
+    fn new(table: *const Table, workdir: Option<&CStr>) -> Self {
+        let workdir = workdir.map(CStr::to_owned);
+        let mut mount = Box::new(RawMount {
+            _before: [0; 9],
+            workdir: workdir.as_ref().map_or(null(), |workdir| workdir.as_ptr()),
+            _rest: [0; MOUNT_REST],
+        });
         let raw = Box::new(RawLayer {
             next: null_mut(),
             ds: table,
@@ -182,7 +212,7 @@ impl Layer {
             nfs_filehandles: 0,
             fh: null_mut(),
         });
-        Self { table, raw, _mount: mount }
+        Self { table, raw, _mount: mount, _workdir: workdir }
     }
 
     fn table(&self) -> &Table {
@@ -219,15 +249,16 @@ impl Layer {
         let mut listed = Vec::new();
         let end = loop {
             clear();
-            // SAFETY: the directory is open; an entry is valid until the next call.
-            match unsafe { read(dir).as_ref() } {
-                Some(entry) => {
-                    // SAFETY: a name ends with a NUL within its array.
-                    let name = unsafe { CStr::from_ptr(entry.d_name.as_ptr()) }.to_bytes().to_vec();
-                    listed.push(Listed { name, ino: entry.d_ino, kind: entry.d_type });
-                }
-                None => break nix::errno::Errno::last_raw(),
+            // SAFETY: the directory is open.
+            let entry = unsafe { read(dir) };
+            if entry.is_null() {
+                break nix::errno::Errno::last_raw();
             }
+            // SAFETY: an entry is valid until the next call, up to the NUL of its name: it may be shorter than its type says.
+            let (ino, kind, name) = unsafe {
+                ((*entry).d_ino, (*entry).d_type, CStr::from_ptr((&raw const (*entry).d_name).cast()))
+            };
+            listed.push(Listed { name: name.to_bytes().to_vec(), ino, kind });
         };
         // SAFETY: the directory is open, and not used any more.
         unsafe { close(dir) };
