@@ -1,6 +1,6 @@
 /* A plugin for layers (`plugin.h` of fuse-overlayfs 1.x): PATH/0, PATH/1 and so on as they are, DATA of them.
  * It wants to find the workdir, and leaves a file PATH/released at the end. "exits" in the place of a number, and a lookup of
- * "exit", end the process. */
+ * "exit", end the process; one of "hang" does what never ends, and shortens the time that is given to it. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -71,6 +71,9 @@ static int look(struct layer *layer, const char *path, struct stat *found, int f
 	(void)mask;
 	if (strcmp(path, "exit") == 0)
 		_exit(3);
+	if (strcmp(path, "hang") == 0 && alarm(1) > 60)
+		for (;;)
+			pause();
 	return fstatat(layer->fd, path, found, flags);
 }
 

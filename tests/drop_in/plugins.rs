@@ -165,15 +165,18 @@ fn paths_of_plugins_and_layers_are_relative_to_where_the_command_was_given() {
 }
 
 #[test]
-fn a_plugin_that_crashes_is_a_layer_that_fails() {
+fn a_plugin_that_crashes_or_hangs_is_a_layer_that_fails() {
     require!(Fuse, Union, Compiler);
-    let place = place();
-    let mounted = Mounted::new(place.layers.clone());
-    assert_eq!(fs::read(mounted.root().join("lowest")).unwrap(), b"10");
-    assert!(fs::metadata(mounted.root().join("exit")).is_err());
-    assert!(fs::read(mounted.root().join("dir/below")).is_err());
-    let refused = fs::write(mounted.root().join("new"), "11").map_err(|error| error.raw_os_error());
-    assert_eq!(refused, Err(Some(libc::ENOTCONN)));
+    for fault in ["exit", "hang"] {
+        let place = place();
+        let mounted = Mounted::new(place.layers.clone());
+        let failed = |done: std::io::Result<()>| done.unwrap_err().raw_os_error();
+        assert_eq!(fs::read(mounted.root().join("lowest")).unwrap(), b"10");
+        let met = fs::metadata(mounted.root().join(fault)).map(drop);
+        assert!(matches!(failed(met), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{fault}");
+        assert!(fs::read(mounted.root().join("dir/below")).is_err(), "{fault}");
+        assert_eq!(failed(fs::write(mounted.root().join("new"), "11")), Some(libc::ENOTCONN), "{fault}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::alarm;
 use rustix::pipe::PipeFlags;
 
 use crate::error::{Errno, Error, Result};
@@ -23,6 +24,8 @@ use crate::sys::plugin::{Layer, Plugin};
 
 /// What the mount of such layers is called among the mounts.
 const MOUNT_TYPE: &str = "unionfs-plugin";
+/// Seconds that a plugin may take over one answer: it may have to fetch a large file.
+const PATIENCE: u32 = 600;
 /// Where plugins are looked for if the options name none.
 const DEFAULT: &str = "/usr/libexec/fuse-overlayfs";
 
@@ -47,7 +50,7 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
         daemon::keep_only(&[device.as_fd(), writer.as_fd(), here.as_fd()]);
         // Paths may be relative, also those that only the plugin reads.
         rustix::process::fchdir(here)?;
-        let loaded = load(&files, &wanted, workdir.as_deref());
+        let loaded = limited(|| load(&files, &wanted, workdir.as_deref()));
         rustix::process::chdir("/")?;
         serve(loaded, device, File::from(writer))
     })?;
@@ -106,6 +109,15 @@ fn serve(loaded: std::result::Result<Loaded, String>, device: OwnedFd, mut answe
         }
         Err(_) => Ok(()),
     }
+}
+
+/// Has a plugin work. If that lasts too long the process is killed: whoever waits for its answer, the union's server among them, could
+/// end no other way.
+fn limited<T>(work: impl FnOnce() -> T) -> T {
+    alarm::set(PATIENCE);
+    let done = work();
+    alarm::cancel();
+    done
 }
 
 /// Returns how many layers each wanted one is.

@@ -11,8 +11,10 @@ use fuser::{
     Errno as FuserErrno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
+use nix::unistd::alarm;
 use parking_lot::Mutex;
 
+use super::{PATIENCE, limited};
 use crate::error::{Errno, Result};
 use crate::fuse::beneath::{Listed, add_names, send_attribute};
 use crate::fuse::convert;
@@ -47,7 +49,7 @@ impl Server {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> std::result::Result<T, FuserErrno> {
-        work(&mut self.0.lock()).map_err(|error| convert::errno(error.errno()))
+        limited(|| work(&mut self.0.lock())).map_err(|error| convert::errno(error.errno()))
     }
 }
 
@@ -166,6 +168,11 @@ fn top() -> FileAttr {
 }
 
 impl Filesystem for Server {
+    fn destroy(&mut self) {
+        // For all that is left to do: cleaning up and releasing.
+        alarm::set(PATIENCE);
+    }
+
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.with(|state| state.lookup(parent.0, name)) {
             Ok(attr) => reply.entry(&EVER, &attr, GENERATION),
