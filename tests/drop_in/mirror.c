@@ -74,7 +74,12 @@ static int look(struct layer *layer, const char *path, struct stat *found, int f
 	if (strcmp(path, "hang") == 0 && alarm(1) > 60)
 		for (;;)
 			pause();
-	return fstatat(layer->fd, path, found, flags);
+	if (fstatat(layer->fd, path, found, flags) != 0)
+		return -1;
+#ifdef OWNER
+	found->st_uid = OWNER;
+#endif
+	return 0;
 }
 
 static void *open_dir(struct layer *layer, const char *path)

@@ -1,6 +1,7 @@
 //! Layers by plugins of fuse-overlayfs 1.x, here of one that shows directories as they are.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -162,6 +163,20 @@ fn paths_of_plugins_and_layers_are_relative_to_where_the_command_was_given() {
     let mounted = Unmount(base.join("merged"));
     assert!(output.status.success(), "{}", output.stderr.escape_ascii());
     assert_eq!(fs::read(mounted.0.join("changed")).unwrap(), b"new");
+}
+
+#[test]
+fn who_may_read_a_layer_by_a_plugin_is_for_the_union_to_say() {
+    require!(Fuse, Union, Compiler);
+    let place = place();
+    let base = place.scratch.path().canonicalize().unwrap();
+    compiled(&base, "mirror.so", &["-DOWNER=12345"]);
+    let mut layers = place.layers.clone();
+    let own = rustix::process::geteuid().as_raw();
+    layers.extra.push_str(&format!(",squash_to_uid={own}"));
+    fs::set_permissions(base.join("layers/0/changed"), fs::Permissions::from_mode(0o600)).unwrap();
+    let mounted = Mounted::new(layers);
+    assert_eq!(fs::read(mounted.root().join("changed")).unwrap(), b"new");
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub struct MountOptions {
     /// Lower layers, topmost first. A path that begins with two slashes is no directory's: see [`PluginLayer`].
     pub lowerdir: Vec<PathBuf>,
     /// Plugins, by file; none: those that fuse-overlayfs would find.
-    pub plugins: Vec<PathBuf>,
+    pub plugins: Option<Vec<PathBuf>>,
     /// Layers below `lowerdir` that give file contents reached by a redirect, never names. Topmost first.
     pub datadir: Vec<PathBuf>,
     /// The writable layer; none mounts read-only.
@@ -117,8 +117,7 @@ pub struct MountOptions {
     pub auto_unmount: bool,
     /// The flags of a mount that is there are changed (`mount -o remount`); nothing is mounted.
     pub remount: bool,
-    /// The kernel checks permissions by mode and owner. There is no mount without it: cached names would bypass
-    /// every check.
+    /// The kernel checks permissions by mode and owner. No union is without it: cached names would bypass every check.
     pub default_permissions: bool,
     /// The source shown in the mount table.
     pub fsname: Option<OsString>,
@@ -425,7 +424,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         Self {
             lowerdir: Vec::new(),
-            plugins: Vec::new(),
+            plugins: None,
             datadir: Vec::new(),
             upperdir: None,
             workdir: None,

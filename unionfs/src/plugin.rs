@@ -50,7 +50,7 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
         daemon::keep_only(&[device.as_fd(), writer.as_fd(), here.as_fd()]);
         // Paths may be relative, also those that only the plugin reads.
         rustix::process::fchdir(here)?;
-        let loaded = limited(|| load(&files, &wanted, workdir.as_deref()));
+        let loaded = limited(|| load(&files.unwrap_or_else(default_plugins), &wanted, workdir.as_deref()));
         rustix::process::chdir("/")?;
         serve(loaded, device, File::from(writer))
     })?;
@@ -140,14 +140,6 @@ fn load(
     wanted: &[PluginLayer],
     workdir: Option<&Path>,
 ) -> std::result::Result<Loaded, String> {
-    let found;
-    let files = match files {
-        [] => {
-            found = default_plugins();
-            &found
-        }
-        named => named,
-    };
     let mut plugins: Vec<Plugin> = Vec::new();
     for file in files {
         let plugin = Plugin::open(file).map_err(|text| format!("plugin {}: {text}", file.display()))?;

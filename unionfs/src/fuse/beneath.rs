@@ -40,6 +40,8 @@ pub(crate) fn mount_detached(place: &Path, name: &str, read_only: bool) -> Resul
         upperdir: upper,
         subtype: Some(name.into()),
         allow_other: Some(false),
+        // Who may read a layer is for the union to say.
+        default_permissions: !read_only,
         ..MountOptions::default()
     };
     options.flags.nosuid = Some(true);

@@ -251,12 +251,11 @@ fn mount_data(device: &OwnedFd, options: &MountOptions) -> Vec<u8> {
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
     let number = sys::number(device);
     // rootmode is the type of the root, in octal; the kernel asks for the rest.
-    let mut data = format!(
-        "fd={number},rootmode=40000,user_id={},group_id={},default_permissions",
-        uid.as_raw(),
-        gid.as_raw()
-    )
-    .into_bytes();
+    let mut data =
+        format!("fd={number},rootmode=40000,user_id={},group_id={}", uid.as_raw(), gid.as_raw()).into_bytes();
+    if options.default_permissions {
+        data.extend_from_slice(b",default_permissions");
+    }
     if options.allow_other.unwrap_or(!options.allow_root && rustix::process::geteuid().is_root()) {
         data.extend_from_slice(b",allow_other");
     }

@@ -93,7 +93,7 @@ impl MountOptions {
             }
             b"lowerdir+" => self.lowerdir.push(word.single_layer()?),
             b"datadir+" => self.datadir.push(word.single_layer()?),
-            b"plugins" => self.plugins = word.files(),
+            b"plugins" => self.plugins = Some(word.files()),
             b"upperdir" => self.upperdir = Some(word.path()?),
             b"workdir" => self.workdir = Some(word.path()?),
             b"hidden" => self.hidden.push(word.path()?),

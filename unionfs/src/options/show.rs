@@ -103,9 +103,9 @@ impl MountOptions {
             list.layers("", ":", &self.lowerdir)?;
             list.layers("::", "::", &self.datadir)?;
         }
-        if !self.plugins.is_empty() {
+        if let Some(plugins) = &self.plugins {
             list.word("plugins=")?;
-            list.layers("", ":", &self.plugins)?;
+            list.layers("", ":", plugins)?;
         }
         list.text("upperdir", self.upperdir.as_ref())?;
         list.text("workdir", self.workdir.as_ref())?;

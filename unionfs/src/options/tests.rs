@@ -165,7 +165,11 @@ fn two_slashes_name_a_plugin_only_where_layers_are_listed() {
     let layer = PluginLayer::named_by(&options.lowerdir[1]).unwrap();
     assert_eq!((&*layer.name, &*layer.data, &*layer.path), (&b"name"[..], &b"data"[..], &b"path/of/it"[..]));
     assert_eq!(PluginLayer::named_by(&options.lowerdir[0]), None);
-    assert_eq!(options.plugins, ["/x.so", "/y.so"].map(PathBuf::from));
+    assert_eq!(options.plugins, Some(["/x.so", "/y.so"].map(PathBuf::from).to_vec()));
+    assert_eq!(
+        (parse("lowerdir=/a,plugins=").plugins, parse("lowerdir=/a").plugins),
+        (Some(Vec::new()), None)
+    );
 }
 
 #[test]
@@ -259,7 +263,7 @@ prop_compose! {
     fn any_layers()(
         lowerdir in prop::collection::vec(any_layer(), 0..4),
         datadir in prop::collection::vec(any_directory(), 0..3),
-        plugins in prop::collection::vec(any_path(), 0..3),
+        plugins in prop::option::of(prop::collection::vec(any_path(), 0..3)),
         upperdir in prop::option::of(any_path()),
         workdir in prop::option::of(any_path()),
         hidden in prop::collection::vec(any_path(), 0..3),

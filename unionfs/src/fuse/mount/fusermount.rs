@@ -107,7 +107,10 @@ fn receive(socket: &UnixStream) -> Result<Option<OwnedFd>, Errno> {
 /// Returns the options for the helper: its own rules decide about set-id bits, devices and other users.
 fn mount_options(options: &MountOptions) -> OsString {
     let flags = options.flags;
-    let mut words: Vec<Vec<u8>> = vec![b"default_permissions".to_vec()];
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    if options.default_permissions {
+        words.push(b"default_permissions".to_vec());
+    }
     words.push([b"fsname=".to_vec(), escape(name(options.fsname.as_deref()))].concat());
     words.push([b"subtype=".to_vec(), escape(name(options.subtype.as_deref()))].concat());
     for (word, wanted) in [
