@@ -13,9 +13,6 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#ifndef NAME
-#define NAME "mirror"
-#endif
 #ifndef VERSION
 #define VERSION 1
 #endif
@@ -161,7 +158,7 @@ int plugin_version(void)
 
 const char *plugin_name(void)
 {
-	return NAME;
+	return "mirror";
 }
 
 struct source *plugin_load(const char *data, const char *path)

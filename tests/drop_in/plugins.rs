@@ -55,7 +55,8 @@ fn build(directory: &Path) {
 struct Place {
     layers: Layers,
     directories: Vec<PathBuf>,
-    scratch: tempfile::TempDir,
+    base: PathBuf,
+    _scratch: tempfile::TempDir,
 }
 
 fn place() -> Place {
@@ -65,11 +66,10 @@ fn place() -> Place {
     let plugin = compiled(&base, "mirror.so", &[]);
     let mut layers = Layers::below(&base, 1);
     LayerTree::new().file("dir/lowest", "9").file("lowest", "10").build(&layers.lowers[0]);
-    let mut directories = vec![base.join("layers/0"), base.join("layers/1")];
-    directories.append(&mut layers.lowers.clone());
+    let directories = vec![base.join("layers/0"), base.join("layers/1"), layers.lowers[0].clone()];
     layers.lowers.insert(0, format!("//mirror/2/{}", base.join("layers").display()).into());
     layers.extra.push_str(&format!(",plugins={}", plugin.display()));
-    Place { layers, directories, scratch }
+    Place { layers, directories, base, _scratch: scratch }
 }
 
 /// Takes what a tree looks like, but for what the union is free to choose.
@@ -93,7 +93,7 @@ fn changed(layers: &Layers) -> (Snapshot, Snapshot) {
         fs::remove_dir_all(at("opaque")).unwrap();
         fs::create_dir(at("opaque")).unwrap();
         std::os::unix::fs::symlink("elsewhere", at("opaque/s")).unwrap();
-        fs::set_permissions(at("marked"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        fs::set_permissions(at("marked"), fs::Permissions::from_mode(0o600)).unwrap();
         before
     };
     let before = change();
@@ -105,10 +105,8 @@ fn changed(layers: &Layers) -> (Snapshot, Snapshot) {
 fn a_layer_by_a_plugin_is_the_layer() {
     require!(Fuse, Union, Compiler);
     let by_plugin = place();
-    let direct = Layers {
-        lowers: by_plugin.directories.clone(),
-        ..Layers::below(&by_plugin.scratch.path().join("direct"), 0)
-    };
+    let direct =
+        Layers { lowers: by_plugin.directories.clone(), ..Layers::below(&by_plugin.base.join("direct"), 0) };
     let (ours, want) = (changed(&by_plugin.layers), changed(&direct));
     assert_eq!(ours.0.diff(&want.0, ("plugin", "directories")), [""; 0]);
     assert_eq!(ours.1.diff(&want.1, ("plugin", "directories")), [""; 0]);
@@ -118,12 +116,12 @@ fn a_layer_by_a_plugin_is_the_layer() {
 fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
     require!(Fuse, Union, Compiler);
     let place = place();
-    let base = place.scratch.path().canonicalize().unwrap();
+    let base = &place.base;
     let mirror = base.join("mirror.so").display().to_string();
-    compiled(&base, "twin.so", &[]);
-    compiled(&base, "future.so", &["-DVERSION=2"]);
-    compiled(&base, "nameless.so", &["-Dplugin_name=another_name"]);
-    compiled(&base, "endless.so", &["-Dplugin_release=another_release"]);
+    compiled(base, "twin.so", &[]);
+    compiled(base, "future.so", &["-DVERSION=2"]);
+    compiled(base, "nameless.so", &["-Dplugin_name=another_name"]);
+    compiled(base, "endless.so", &["-Dplugin_release=another_release"]);
     fs::write(base.join("text.so"), "text").unwrap();
     let in_base = |name: &str| base.join(name).display().to_string();
     let layer = format!("//mirror/2/{}", in_base("layers"));
@@ -145,7 +143,7 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
         (mirror, "//mirror".to_owned(), "//NAME/DATA/PATH"),
     ] {
         let options = format!("plugins={plugins},lowerdir={lower},upperdir=upper,workdir=work");
-        let output = run(&base, &["-o", &options, "merged"]);
+        let output = run(base, &["-o", &options, "merged"]);
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && text.contains(told), "{options}: {text}");
         assert!(text.lines().count() <= 2 && !text.contains("panicked"), "{options}: {text}");
@@ -157,9 +155,9 @@ fn what_is_wrong_with_a_plugin_is_told_and_nothing_is_mounted() {
 fn paths_of_plugins_and_layers_are_relative_to_where_the_command_was_given() {
     require!(Fuse, Union, Compiler);
     let place = place();
-    let base = place.scratch.path().canonicalize().unwrap();
+    let base = &place.base;
     let options = "plugins=./mirror.so,lowerdir=//mirror/1/layers,upperdir=upper,workdir=work";
-    let output = run(&base, &["-o", options, "merged"]);
+    let output = run(base, &["-o", options, "merged"]);
     let mounted = Unmount(base.join("merged"));
     assert!(output.status.success(), "{}", output.stderr.escape_ascii());
     assert_eq!(fs::read(mounted.0.join("changed")).unwrap(), b"new");
@@ -169,8 +167,8 @@ fn paths_of_plugins_and_layers_are_relative_to_where_the_command_was_given() {
 fn who_may_read_a_layer_by_a_plugin_is_for_the_union_to_say() {
     require!(Fuse, Union, Compiler);
     let place = place();
-    let base = place.scratch.path().canonicalize().unwrap();
-    compiled(&base, "mirror.so", &["-DOWNER=12345"]);
+    let base = &place.base;
+    compiled(base, "mirror.so", &["-DOWNER=12345"]);
     let mut layers = place.layers.clone();
     let own = rustix::process::geteuid().as_raw();
     layers.extra.push_str(&format!(",squash_to_uid={own}"));
@@ -198,7 +196,7 @@ fn a_plugin_that_crashes_or_hangs_is_a_layer_that_fails() {
 fn plugins_are_released_and_their_process_ends_with_the_union() {
     require!(Fuse, Union, Compiler);
     let place = place();
-    let base = place.scratch.path().canonicalize().unwrap();
+    let base = &place.base;
     let plugin = base.join("mirror.so");
     let mounted = Mounted::new(place.layers.clone());
     assert_eq!(users_of(&plugin), 1);
@@ -224,10 +222,8 @@ fn fuse_overlayfs_shows_the_same_layers() {
     if !String::from_utf8(peer.stdout).unwrap().contains("version 1.") {
         return e2e::require::skip("drop_in::plugins", "fuse-overlayfs in PATH is not 1.x");
     }
-    let ours = shown(Mounted::new(place.layers.clone()).root());
-    let theirs = Mounted::with(Path::new("/usr/bin/fuse-overlayfs"), place.layers.clone());
-    let mut theirs = shown(theirs.root());
-    let mut ours = ours;
+    let mut ours = shown(Mounted::new(place.layers.clone()).root());
+    let mut theirs = shown(Mounted::with(Path::new("fuse-overlayfs"), place.layers.clone()).root());
     for snapshot in [&mut ours, &mut theirs] {
         snapshot.forget_links();
     }
