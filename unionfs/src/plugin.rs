@@ -18,7 +18,7 @@ use rustix::pipe::PipeFlags;
 
 use crate::error::{Errno, Error, Result};
 use crate::fuse::beneath::{self, Beneath, mount_detached, open_dir};
-use crate::fuse::daemon;
+use crate::fuse::daemon::{self, Told};
 use crate::options::{MountOptions, PluginLayer};
 use crate::sys::plugin::{Layer, Plugin};
 
@@ -45,8 +45,7 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(Error::from)?;
     let (files, workdir) = (options.plugins.clone(), options.workdir.clone());
     let here = open_dir(Path::new("."))?;
-    let told = if options.debug { daemon::Told::OnStandardError } else { daemon::Told::ToNobody };
-    daemon::beside(told, move || {
+    daemon::beside(Told::under(options), move || {
         daemon::keep_only(&[device.as_fd(), writer.as_fd(), here.as_fd()]);
         // Paths may be relative, also those that only the plugin reads.
         rustix::process::fchdir(here)?;

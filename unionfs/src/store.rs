@@ -19,7 +19,7 @@ use rustix::fs::AtFlags;
 use self::files::Files;
 use crate::error::{Errno, Error, Result};
 use crate::fuse::beneath::{Beneath, mount_detached, open_dir};
-use crate::fuse::daemon;
+use crate::fuse::daemon::{self, Told};
 use crate::options::{MountOptions, SidecarUse};
 use crate::stack::upper::{STORE, has_fleeting_numbers};
 use crate::sys::{self, Stat};
@@ -53,8 +53,7 @@ pub(crate) fn beneath(options: &mut MountOptions) -> Result<Option<Beneath>> {
     let files = Files::open(&upper, &root_of_new(options, upper.as_fd())?)?;
     let epoch = files.epoch();
     let (store, device) = mount_detached(&path, MOUNT_TYPE, false)?;
-    let told = if options.debug { daemon::Told::OnStandardError } else { daemon::Told::ToNobody };
-    daemon::beside(told, move || {
+    daemon::beside(Told::under(options), move || {
         daemon::keep_only(&[&*files.descriptors(), &[device.as_fd()]].concat());
         served::serve(files, device)
     })?;

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::convert;
 use super::mount::{self, Busy};
+use super::operations::send_xattr;
 use crate::error::{Errno, Error, Result};
 use crate::options::MountOptions;
 use crate::request::FileKind;
@@ -94,20 +95,15 @@ pub(crate) fn add_names(reply: &mut fuser::ReplyDirectory, listing: &[Listed], o
     }
 }
 
-/// Replies by the size rules of getxattr(2) and listxattr(2): size 0 asks for the size.
+/// Replies to a request for the value or the names of extended attributes.
 pub(crate) fn send_attribute(
     reply: fuser::ReplyXattr,
     size: u32,
     value: std::result::Result<Vec<u8>, fuser::Errno>,
 ) {
-    let value = match value {
-        Ok(value) => value,
-        Err(errno) => return reply.error(errno),
-    };
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(&value),
-        _ => reply.error(fuser::Errno::ERANGE),
+    match value {
+        Ok(value) => send_xattr(reply, size, &value),
+        Err(errno) => reply.error(errno),
     }
 }
 

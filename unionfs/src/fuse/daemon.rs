@@ -25,6 +25,7 @@ use super::mount::{Busy, unmount};
 use super::session::Server;
 use super::{read_ahead, sys};
 use crate::error::{Errno, Error, Result};
+use crate::options::MountOptions;
 use crate::union::Union;
 
 /// Signals that end the mount.
@@ -237,6 +238,13 @@ pub(crate) enum Told {
     OnStandardError,
     /// Nobody is there.
     ToNobody,
+}
+
+impl Told {
+    /// Returns who is there while a mount with these options is served.
+    pub(crate) const fn under(options: &MountOptions) -> Self {
+        if options.debug { Self::OnStandardError } else { Self::ToNobody }
+    }
 }
 
 /// Starts a process beside this one that does `work`, which calls [`keep_only`] first, and ends with it. Signals that end a

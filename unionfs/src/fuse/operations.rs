@@ -28,7 +28,7 @@ thread_local! {
 }
 
 /// Replies by the size rules of getxattr(2) and listxattr(2): size 0 asks for the size.
-fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+pub(super) fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     match u32::try_from(value.len()) {
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(value),

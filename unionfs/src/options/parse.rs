@@ -275,20 +275,16 @@ impl<'a> Word<'a> {
                 2 => in_data = true,
                 _ => return Err(self.error("more than two colons in a row")),
             }
-            if !raw.starts_with(b"//") {
-                let path = directory(unescape(raw));
-                if in_data {
-                    data.push(path)
-                } else {
-                    names.push(path)
+            let path = if raw.starts_with(b"//") {
+                let layer = PathBuf::from(OsString::from_vec(unescape(raw)));
+                if in_data || PluginLayer::named_by(&layer).is_none() {
+                    return Err(self.error("a layer by a plugin is //NAME/DATA/PATH, and has names"));
                 }
-                continue;
-            }
-            let layer = PathBuf::from(OsString::from_vec(unescape(raw)));
-            if in_data || PluginLayer::named_by(&layer).is_none() {
-                return Err(self.error("a layer by a plugin is //NAME/DATA/PATH, and has names"));
-            }
-            names.push(layer);
+                layer
+            } else {
+                directory(unescape(raw))
+            };
+            if in_data { data.push(path) } else { names.push(path) }
         }
         Ok((names, data))
     }

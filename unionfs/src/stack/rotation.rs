@@ -77,9 +77,8 @@ impl LayerStack {
                 .during("rotate", "a mount rotated too often")
                 .hint("mount anew"));
         }
-        let mut sunk = LowerLayer::of_upper(now, options)?;
+        let sunk = LowerLayer::of_upper(now, options)?;
         let (root, opaque) = sunk.root_dir(top, self.namespace)?;
-        sunk.was_upper = true;
         let mut lowers = vec![sunk];
         lowers.extend(self.lowers.iter().cloned());
         let new = [&options.upperdir, &options.workdir].into_iter().flatten();

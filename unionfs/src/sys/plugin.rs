@@ -227,10 +227,10 @@ impl Layer {
         let mut found: libc::stat = unsafe { zeroed() };
         let flags = libc::AT_SYMLINK_NOFOLLOW;
         // SAFETY: the layer is one of this table's; the plugin writes one structure.
-        let done = unsafe {
-            stat(&raw mut *self.raw, path.as_ptr(), &raw mut found, flags, libc::STATX_BASIC_STATS)
-        };
-        length(done as isize).map(|_| found)
+        called(|| unsafe {
+            stat(&raw mut *self.raw, path.as_ptr(), &raw mut found, flags, libc::STATX_BASIC_STATS) as isize
+        })?;
+        Ok(found)
     }
 
     /// Returns what is in a directory, as the plugin lists it.
@@ -269,10 +269,9 @@ impl Layer {
     pub(crate) fn open(&mut self, path: &CStr) -> Result<OwnedFd, Errno> {
         let open = self.table().openat.ok_or(Errno::OPNOTSUPP)?;
         let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        clear();
         // SAFETY: the layer is one of this table's.
-        let fd = unsafe { open(&raw mut *self.raw, path.as_ptr(), flags, 0) };
-        length(fd as isize)?;
+        let fd = called(|| unsafe { open(&raw mut *self.raw, path.as_ptr(), flags, 0) as isize })?;
+        let fd = c_int::try_from(fd).map_err(|_| Errno::BADF)?;
         // SAFETY: the plugin has opened it for its caller.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
@@ -316,15 +315,15 @@ impl Drop for Layer {
 /// Returns the bytes that a function writes.
 fn filled(room: usize, write: impl FnOnce(*mut c_char, usize) -> isize) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; room];
-    clear();
-    let len = length(write(buffer.as_mut_ptr().cast(), room))?;
+    let len = called(|| write(buffer.as_mut_ptr().cast(), room))?;
     buffer.truncate(len);
     Ok(buffer)
 }
 
-/// Returns what a function has returned, if that is no failure.
-fn length(returned: isize) -> Result<usize, Errno> {
-    usize::try_from(returned).map_err(|_| last())
+/// Returns what a function returns, if that is no failure.
+fn called(function: impl FnOnce() -> isize) -> Result<usize, Errno> {
+    clear();
+    usize::try_from(function()).map_err(|_| last())
 }
 
 fn clear() {
